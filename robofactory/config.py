@@ -1,0 +1,418 @@
+"""Configuration: YAML + `section.key=value` -> one validated, frozen object; and every path of the project.
+
+Two kinds, two flags: `--recipe NAME` is the model and its training (`RecipeConfig`), `--config PATH` is the scene of a
+task (`SceneConfig`). Defaults live in the dataclasses below and nowhere else. This module imports the standard library
+alone at the top, so that `--help` answers on a machine where nothing is installed yet.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = PACKAGE / "configs"
+
+
+class UserError(ValueError):
+    """Something the user can fix. The message is one line that says what is wrong and what to do."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`: a user's mistake prints one line and exits with 2, Ctrl-C exits with 130."""
+    try:
+        main()
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Size of one vision transformer trained from scratch; keyword arguments over the timm model."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Size of a Llama trained from scratch."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+
+
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    """Sizes of a model that is trained from scratch. The published model brings its own in its `config.json`."""
+
+    image_size: int
+    dino: TowerConfig
+    siglip: TowerConfig
+    language: LanguageConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model_name: str = (
+        "openvla/openvla-7b"  # hub id or directory of published weights; a label when trained from scratch
+    )
+    use_lora: bool = True
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.0
+    torch_dtype: str = "bfloat16"
+    global_token: bool = True  # one token per view besides its patches (257 instead of 256 at 224 px)
+    use_proprio: bool = False
+    architecture: ArchitectureConfig | None = None  # given: trained from scratch at these sizes
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    num_epochs: int = 300
+    learning_rate: float = 5.0e-4
+    batch_size: int = 16
+    image_aug: bool = True
+    augment_crop_ratio: float = 0.9  # by area
+    checkpoint_every: int = 50  # epochs
+    gradient_accumulate_every: int = 1
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.03  # of all optimizer steps
+    max_grad_norm: float = 1.0
+    soft_target_sigma_bins: float = 0.0  # > 0: cross-entropy against a Gaussian over neighbouring bins
+    max_steps: int | None = None  # stop after this many optimizer steps; the schedule is stretched over them
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataloaderConfig:
+    batch_size: int = "${training.batch_size}"  # type: ignore[assignment]  # OmegaConf interpolation
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    num_episodes: int = 150  # demonstrations: the last part of the dataset's and the checkpoint's directory name
+    noise_share: float = 0.5  # of the demonstrations that are recorded with perturbed actions and expert labels
+    visual_detail: str = "full"  # full | low: the meshes that demonstrations are rendered with
+    image_width: int | None = None  # px; None: each camera's own resolution from the scene file
+    image_height: int | None = None
+    views: list[str] = field(default_factory=lambda: ["side", "overhead", "wrist"])
+    normalization: str = "mean_std"  # mean_std | q01_q99 | min_max
+    val_ratio: float = 0.05  # of the episodes
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+# ----------------------------------------------------------------------------------------------------------- scene
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    position: list[float]  # m, world
+    yaw_deg: float
+    rest_qpos: list[float]  # 7 joints in rad, then both fingers in m
+    uid: str = "panda"
+
+
+@dataclass(frozen=True)
+class ObjectConfig:
+    """Placed at `position + randomize_position * U[0, 1)` per axis (one-sided, as RoboFactory does)."""
+
+    position: list[float]  # m, world
+    quaternion: list[float]  # wxyz
+    randomize_position: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # m
+    mass_kg: float = 0.1
+    friction: float = 0.3
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """A camera, fixed in the world or mounted on a link of one robot. Give `quaternion` or `target`, not both."""
+
+    uid: str
+    position: list[float]  # m; in the frame of the mount link if there is one
+    quaternion: list[float] | None = None  # wxyz, x forward, z up
+    target: list[float] | None = None  # m: look at this point
+    mount_agent: int | None = None
+    mount_link: str | None = None
+    fov_rad: float = 1.5707963  # vertical
+    width: int = 320
+    height: int = 240
+    near_m: float = 0.01
+    far_m: float = 10.0
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    task: str  # e.g. LiftBarrier-rf
+    instruction: str  # plain words for the prompt
+    max_episode_steps: int
+    robots: list[RobotConfig]
+    objects: dict[str, ObjectConfig]
+    cameras: list[CameraConfig]
+    views: dict[str, str]  # view name -> camera uid; "{agent}" stands for the agent's number
+    success: dict[str, float]  # thresholds by name; the task says which it needs
+    sim_freq_hz: int = 100
+    control_freq_hz: int = 20
+    visual_detail: str = "full"  # full | low
+    shader: str = "minimal"
+    assets_dir: str | None = None  # RoboFactory's original meshes; None: procedural shapes
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.robots)
+
+
+# --------------------------------------------------------------------------------------------------------- loading
+
+Config = TypeVar("Config")
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeConfig:
+    """The recipe of `configs/{name}.yaml`, or of a YAML file, with overrides such as `training.num_epochs=3`.
+
+    Raises:
+        UserError: unknown recipe, key or value; the line names the file and the key.
+    """
+    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else CONFIGS / f"{name_or_path}.yaml"
+    recipes = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+    if not path.is_file():
+        raise UserError(f"unknown recipe {name_or_path!r}; there are {', '.join(recipes)}, or give a .yaml file")
+    recipe = _load(RecipeConfig, path, overrides)
+    _check_recipe(recipe, path)
+    return recipe
+
+
+def load_scene(path: str | Path, overrides: Sequence[str] = ()) -> SceneConfig:
+    """The scene of a task from its YAML file.
+
+    Raises:
+        UserError: a missing file, an unknown key or a bad value; the line names the file and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no scene file {path}; the tasks' own are in {CONFIGS / 'table'}")
+    scene = _load(SceneConfig, path, overrides)
+    _check_scene(scene, path)
+    return scene
+
+
+def scene_file(task: str) -> Path:
+    """The scene file of a task by its name.
+
+    Raises:
+        UserError: unknown task; the line lists the known ones.
+    """
+    from omegaconf import OmegaConf
+
+    files = {str(OmegaConf.load(path)["task"]): path for path in sorted((CONFIGS / "table").glob("*.yaml"))}
+    if task not in files:
+        raise UserError(f"unknown task {task!r}{_did_you_mean(task, files)}; there are {', '.join(files)}")
+    return files[task]
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML, as it is saved in every checkpoint and dataset."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def from_yaml(kind: type[Config], text: str) -> Config:
+    """The inverse of `to_yaml`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(text)))  # type: ignore
+
+
+def _load(kind: type[Config], path: Path, overrides: Sequence[str]) -> Config:
+    from omegaconf import MissingMandatoryValue, OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+    from yaml import YAMLError
+
+    source = str(path)
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
+        for override in overrides:
+            source = f"override {override!r}"
+            if "=" not in override:
+                raise UserError(f"{source}: expected section.key=value")
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        source = str(path)
+        return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        raise UserError(f"{source}: unknown key {key!r}{_did_you_mean(key, _keys(kind))}") from None
+    except MissingMandatoryValue as error:
+        raise UserError(f"{source}: key {error.full_key!r} is missing") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: key {error.full_key!r}: {str(error).splitlines()[0]}") from None
+    except YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _keys(kind: type, prefix: str = "") -> list[str]:
+    keys = []
+    for entry in dataclasses.fields(kind):
+        keys.append(prefix + entry.name)
+        if dataclasses.is_dataclass(entry.type):
+            keys += _keys(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+    return keys
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _require(ok: bool, path: Path, key: str, problem: str) -> None:
+    if not ok:
+        raise UserError(f"{path}: key {key!r}: {problem}")
+
+
+def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
+    m, t, d = recipe.model, recipe.training, recipe.data
+    one_of = {
+        "model.torch_dtype": (m.torch_dtype, ("bfloat16", "float32")),
+        "data.normalization": (d.normalization, ("mean_std", "q01_q99", "min_max")),
+        "data.visual_detail": (d.visual_detail, ("full", "low")),
+    }
+    for key, (value, allowed) in one_of.items():
+        _require(value in allowed, path, key, f"{value!r} is none of {', '.join(allowed)}")
+    positive = {
+        "model.lora_rank": m.lora_rank,
+        "model.lora_alpha": m.lora_alpha,
+        "training.num_epochs": t.num_epochs,
+        "training.learning_rate": t.learning_rate,
+        "training.checkpoint_every": t.checkpoint_every,
+        "training.gradient_accumulate_every": t.gradient_accumulate_every,
+        "training.max_grad_norm": t.max_grad_norm,
+        "dataloader.batch_size": recipe.dataloader.batch_size,
+        "data.num_episodes": d.num_episodes,
+    }
+    for key, value in positive.items():
+        _require(value > 0, path, key, f"must be positive, got {value}")
+    _require(
+        0.0 < t.augment_crop_ratio <= 1.0,
+        path,
+        "training.augment_crop_ratio",
+        f"must be in (0, 1], got {t.augment_crop_ratio}",
+    )
+    _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
+    _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")
+    _require(len(d.views) > 0, path, "data.views", "must name at least one view")
+    _require(
+        not (m.use_lora and m.architecture),
+        path,
+        "model.use_lora",
+        "a model trained from scratch has no adapters; set it to false",
+    )
+
+
+def _check_scene(scene: SceneConfig, path: Path) -> None:
+    _require(
+        scene.visual_detail in ("full", "low"), path, "visual_detail", f"{scene.visual_detail!r} is none of full, low"
+    )
+    _require(
+        scene.sim_freq_hz % scene.control_freq_hz == 0,
+        path,
+        "sim_freq_hz",
+        f"{scene.sim_freq_hz} is no multiple of control_freq_hz={scene.control_freq_hz}",
+    )
+    _require(scene.max_episode_steps > 0, path, "max_episode_steps", f"must be positive, got {scene.max_episode_steps}")
+    for index, robot in enumerate(scene.robots):
+        _require(
+            len(robot.position) == 3, path, f"robots[{index}].position", f"needs 3 numbers, got {len(robot.position)}"
+        )
+        _require(
+            len(robot.rest_qpos) == 9,
+            path,
+            f"robots[{index}].rest_qpos",
+            f"needs 9 numbers, got {len(robot.rest_qpos)}",
+        )
+    for name, thing in scene.objects.items():
+        for key, length in {"position": 3, "randomize_position": 3, "quaternion": 4}.items():
+            count = len(getattr(thing, key))
+            _require(count == length, path, f"objects.{name}.{key}", f"needs {length} numbers, got {count}")
+        _require(thing.mass_kg > 0, path, f"objects.{name}.mass_kg", f"must be positive, got {thing.mass_kg}")
+        _require(thing.friction >= 0, path, f"objects.{name}.friction", f"must not be negative, got {thing.friction}")
+    uids = [camera.uid for camera in scene.cameras]
+    for index, camera in enumerate(scene.cameras):
+        at = f"cameras[{index}]"
+        _require(uids.count(camera.uid) == 1, path, f"{at}.uid", f"{camera.uid!r} is there twice")
+        _require(len(camera.position) == 3, path, f"{at}.position", f"needs 3 numbers, got {len(camera.position)}")
+        _require(
+            (camera.quaternion is None) != (camera.target is None), path, at, "give quaternion or target, not both"
+        )
+        _require(
+            (camera.mount_agent is None) == (camera.mount_link is None),
+            path,
+            at,
+            "mount_agent and mount_link go together",
+        )
+        _require(
+            camera.width > 0 and camera.height > 0,
+            path,
+            f"{at}.width",
+            f"{camera.width}x{camera.height} is no image size",
+        )
+        _require(0 < camera.fov_rad < 3.1415926, path, f"{at}.fov_rad", f"must be in (0, pi), got {camera.fov_rad}")
+        _require(
+            camera.mount_agent is None or 0 <= camera.mount_agent < len(scene.robots),
+            path,
+            f"{at}.mount_agent",
+            f"there is no agent {camera.mount_agent}",
+        )
+    for view, pattern in scene.views.items():
+        for agent in range(len(scene.robots)):
+            uid = pattern.format(agent=agent)
+            _require(uid in uids, path, f"views.{view}", f"no camera {uid!r}; there are {', '.join(uids)}")
+
+
+# ----------------------------------------------------------------------------------------------------------- paths
+
+
+def home() -> Path:
+    """Where datasets, checkpoints and results are kept: the package's folder, or `$ROBOFACTORY_HOME`."""
+    return Path(os.environ.get("ROBOFACTORY_HOME", PACKAGE))
+
+
+def dataset_dir(task: str, agent_id: int, num_episodes: int) -> Path:
+    return home() / "data" / f"{task}_Agent{agent_id}_{num_episodes}"
+
+
+def run_dir(policy: str, task: str, agent_id: int, num_episodes: int) -> Path:
+    return home() / "checkpoints" / policy / f"{task}_Agent{agent_id}_{num_episodes}"
+
+
+def results_dir(policy: str, task: str, num_episodes: int, checkpoint: str) -> Path:
+    return home() / "results" / policy / f"{task}_{num_episodes}" / checkpoint
+
+
+def require_agent(scene: SceneConfig, agent_id: int) -> None:
+    """Raises UserError unless the task has this agent."""
+    if not 0 <= agent_id < scene.num_agents:
+        agents = ", ".join(str(i) for i in range(scene.num_agents))
+        raise UserError(f"{scene.task} has no agent {agent_id}; its agents are {agents}")
