@@ -1,0 +1,335 @@
+"""Everything that must be the same in training and on the robot: one object, saved with every checkpoint.
+
+observation -> views in order, pixel values, prompt ids, normalised proprio     (encode)
+action <-> vocabulary ids                                                       (encode, decode)
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from torch import Tensor
+
+from robofactory.codec.action_tokens import ActionTokens
+from robofactory.codec.images import ImagePipeline, pictures_seen
+from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
+from robofactory.codec.statistics import Statistics
+from robofactory.config import RecipeConfig, UserError
+from robofactory.shapes import Batch, Observation
+
+FILE = "codec.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample of a `Batch`, before padding. The fields are as there, without the axis b."""
+
+    pixel_values: Float32[Tensor, "v 6 h w"]
+    input_ids: Int64[Tensor, " t"]
+    proprio: Float32[Tensor, " s"] | None = None
+    action_tokens: Int64[Tensor, " a"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """Observations and actions <-> what the model sees and says. Two codecs are the same if `fingerprint` is.
+
+    views: names, in the order the model sees them. An observation may have more.
+    end_token: an end token is learned after the actions, as the official model does.
+    look: what the pictures show that the codec does not decide (visual detail, shader, camera sizes); evaluation
+        compares it with its scene. Anything that JSON can hold.
+    """
+
+    views: tuple[str, ...]
+    images: ImagePipeline
+    prompt: Prompt
+    action_tokens: ActionTokens
+    action_statistics: Statistics
+    proprio_statistics: Statistics
+    use_proprio: bool
+    end_token: bool
+    look: dict[str, Any]
+
+    @classmethod
+    def create(
+        cls,
+        recipe: RecipeConfig,
+        actions: Float[np.ndarray, "n a"],
+        proprio: Float[np.ndarray, "m s"],
+        action_names: Sequence[str],
+        look: dict[str, Any],
+        *,
+        pass_through: Sequence[str] | None = None,
+        proprio_names: Sequence[str] | None = None,
+    ) -> "Codec":
+        """The codec of a recipe and its training data.
+
+        Args:
+            actions, proprio: of all training episodes, in physical units.
+            action_names: one for each action dimension.
+            pass_through: the action dimensions that are in [-1, 1] already; None: the last one, the gripper.
+            proprio_names: None: the same as the actions'.
+        Raises:
+            UserError: no data, NaN, or names that do not fit.
+            FileNotFoundError: the recipe's published weights, or a file of them, are not there.
+        """
+        if recipe.model.architecture is not None:
+            prompt, image_size = Prompt.tiny(), recipe.model.architecture.image_size
+        else:
+            weights = Path(recipe.model.model_name)
+            prompt, image_size = Prompt.from_weights(weights), read_published_config(weights)["image_sizes"][0]
+        method = recipe.data.normalization
+        if pass_through is None:
+            pass_through = action_names[-1:]
+        return cls(
+            views=tuple(recipe.data.views),
+            images=ImagePipeline(image_size, recipe.training.augment_crop_ratio, recipe.training.image_aug),
+            prompt=prompt,
+            action_tokens=ActionTokens(prompt.vocab_size),
+            action_statistics=Statistics.measure(actions, action_names, method, pass_through),
+            proprio_statistics=Statistics.measure(proprio, proprio_names or action_names, method),
+            use_proprio=recipe.model.use_proprio,
+            end_token=recipe.model.architecture is None,
+            look=json.loads(json.dumps(look, allow_nan=False)),
+        )
+
+    # ------------------------------------------------------------------------------------------------------ sizes
+
+    @property
+    def image_size(self) -> int:
+        return self.images.image_size
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_statistics.names)
+
+    @property
+    def proprio_dim(self) -> int:
+        return len(self.proprio_statistics.names)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of text and actions together; the last 256 are the actions."""
+        return self.prompt.vocab_size
+
+    @property
+    def half_bin(self) -> Float64[np.ndarray, " a"]:
+        """The largest decoding error of an action that is not `clipped`, in physical units."""
+        return self.action_statistics.scale * self.action_tokens.half_bin
+
+    # ----------------------------------------------------------------------------------------------- observations
+
+    def encode_observation(self, observation: Observation, generator: torch.Generator | None = None) -> Example:
+        """What the model sees of one observation.
+
+        Args:
+            generator: given in training: random crops, if the recipe asks for them. None: centred.
+        Raises:
+            UserError: a view is missing, or something has the wrong dtype or shape or is not finite.
+        """
+        return Example(
+            pixel_values=self.images.encode([self._picture(observation, view) for view in self.views], generator),
+            input_ids=self.prompt.encode(observation.instruction),
+            proprio=self._proprio(observation) if self.use_proprio else None,
+        )
+
+    def encode_example(
+        self, observation: Observation, action: Float[np.ndarray, " a"], generator: torch.Generator | None = None
+    ) -> Example:
+        """One training example: the observation, and the ids that are learned (actions, then an end token if any)."""
+        ids = self.encode_actions(action)
+        if self.end_token:
+            ids = np.append(ids, self.prompt.end_id)
+        return replace(self.encode_observation(observation, generator), action_tokens=torch.from_numpy(ids))
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """One batch; shorter prompts are padded on the right."""
+        length = max(len(example.input_ids) for example in examples)
+        input_ids = torch.full((len(examples), length), self.prompt.pad_id)  # [b, t]
+        for row, example in zip(input_ids, examples, strict=True):
+            row[: len(example.input_ids)] = example.input_ids
+        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        proprio = [example.proprio for example in examples if example.proprio is not None]
+        tokens = [example.action_tokens for example in examples if example.action_tokens is not None]
+        assert len(proprio) in (0, len(examples)) and len(tokens) in (0, len(examples)), (len(proprio), len(tokens))
+        return Batch(
+            pixel_values=torch.stack([example.pixel_values for example in examples]),
+            input_ids=input_ids,
+            text_mask=torch.arange(length)[None] < lengths[:, None],
+            proprio=torch.stack(proprio) if proprio else None,
+            action_tokens=torch.stack(tokens) if tokens else None,
+        )
+
+    def encode_observations(self, observations: Sequence[Observation]) -> Batch:
+        """What the policy sees: centred crops, no actions."""
+        return self.collate([self.encode_observation(observation) for observation in observations])
+
+    def pictures_seen(self, pixel_values: Float[Tensor, "*b 6 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
+        """The pictures as the model sees them, cropped and resized, RGB in [0, 255]."""
+        return pictures_seen(pixel_values)
+
+    def _picture(self, observation: Observation, view: str) -> UInt8[np.ndarray, "_h _w 3"]:
+        if view not in observation.images:
+            has = ", ".join(observation.images) or "none"
+            raise UserError(f"no view {view!r} in the observation (it has {has}); expected {', '.join(self.views)}")
+        picture = observation.images[view]
+        expected = "a uint8 array [height, width, 3], RGB in [0, 255]"
+        is_array = isinstance(picture, np.ndarray)
+        if not is_array or picture.dtype != np.uint8 or picture.shape[2:] != (3,) or 0 in picture.shape:
+            raise UserError(f"view {view!r} is {_describe(picture)}; expected {expected}")
+        return picture
+
+    def _proprio(self, observation: Observation) -> Float32[Tensor, " s"]:
+        proprio = observation.proprio
+        names = ", ".join(self.proprio_statistics.names)
+        if not isinstance(proprio, np.ndarray) or proprio.dtype.kind != "f" or proprio.shape != (self.proprio_dim,):
+            raise UserError(f"proprio is {_describe(proprio)}; expected float32 [{self.proprio_dim}]: {names}")
+        if not np.isfinite(proprio).all():
+            raise UserError(f"proprio is not finite: {proprio.tolist()}; expected {self.proprio_dim} numbers: {names}")
+        return torch.from_numpy(self.proprio_statistics.normalize(proprio).astype(np.float32))
+
+    # ---------------------------------------------------------------------------------------------------- actions
+
+    def encode_actions(self, actions: Float[np.ndarray, "*b a"]) -> Int64[np.ndarray, "*b a"]:
+        """Vocabulary ids of actions in physical units; what lies beyond the bins is clipped.
+
+        Raises:
+            UserError: the wrong number of dimensions, NaN or infinity.
+        """
+        names = ", ".join(self.action_statistics.names)
+        if actions.shape[-1] != self.action_dim:
+            raise UserError(f"an action has {actions.shape[-1]} numbers; expected {self.action_dim}: {names}")
+        if not np.isfinite(actions).all():
+            at = np.isfinite(actions).reshape(-1, self.action_dim).all(axis=0).argmin()
+            raise UserError(
+                f"an action's {self.action_statistics.names[at]!r} is not finite; expected numbers: {names}"
+            )
+        return self.action_tokens.encode(self.action_statistics.normalize(actions))
+
+    def decode_actions(self, ids: Int64[np.ndarray, "*b a"]) -> Float32[np.ndarray, "*b a"]:
+        """Actions in physical units, at the centres of their bins: rad, and the gripper in [-1, 1]."""
+        assert ids.shape[-1] == self.action_dim, (ids.shape, self.action_dim)
+        return self.action_statistics.denormalize(self.action_tokens.decode(ids)).astype(np.float32)
+
+    def clipped(self, actions: Float[np.ndarray, "*b a"]) -> Bool[np.ndarray, "*b a"]:
+        """Where an action lies beyond its bins, so that its decoding is off by more than half a bin."""
+        return self.action_statistics.outside(actions)
+
+    def action_table(self, actions: Float[np.ndarray, "n a"]) -> str:
+        """For people: range and precision of each action dimension, and what the bins do to these actions."""
+        statistics, half_bin = self.action_statistics, self.half_bin
+        error = np.abs(self.decode_actions(self.encode_actions(actions)) - actions).max(axis=0)
+        clipped = self.clipped(actions).mean(axis=0)
+        width = max(9, *(len(name) for name in statistics.names))
+        bins, count = self.action_tokens.num_bins, statistics.count
+        lines = [
+            f"actions: {bins} bins a dimension, {statistics.method} of {count} steps; rad, or passed through",
+            f"{'dimension':<{width}} {'min':>9} {'max':>9} {'range':>9} {'half bin':>9} {'worst':>9} {'clipped':>8}",
+        ]
+        for at, name in enumerate(statistics.names):
+            low, high = statistics.min[at], statistics.max[at]
+            span = f"{low:9.4f} {high:9.4f} {high - low:9.4f}"
+            note = "" if statistics.normalized[at] else "  passes through"
+            lines.append(f"{name:<{width}} {span} {half_bin[at]:9.5f} {error[at]:9.5f} {clipped[at]:8.2%}{note}")
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------------------------- disk
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "views": list(self.views),
+            "images": self.images.to_json(),
+            "prompt": self.prompt.to_json(),
+            "actions": {
+                "bins": self.action_tokens.num_bins,
+                "first_id": self.action_tokens.first_id,
+                "end_token": self.end_token,
+                "statistics": self.action_statistics.to_json(),
+            },
+            "proprio": {"used": self.use_proprio, "statistics": self.proprio_statistics.to_json()},
+            "look": self.look,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in codec.json."""
+        return _fingerprint(self._content())
+
+    def save(self, directory: Path) -> None:
+        """Write `codec.json`, and the tokenizer beside it if it is not the shipped one; each whole or not at all."""
+        if self.prompt.tokenizer_name == TOKENIZER_FILE:
+            _write_atomically(directory / TOKENIZER_FILE, self.prompt.tokenizer_text)
+        _write_atomically(directory / FILE, _readable(self._content() | {"fingerprint": self.fingerprint}) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Codec":
+        """The codec that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no codec.json, or no tokenizer, in the directory.
+            UserError: the file is truncated, was edited, is of another version, or the tokenizer is another one.
+        """
+        path = directory / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no {FILE} in {directory}; actions cannot be decoded. Choose another checkpoint")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); use another checkpoint") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{path} is not a codec of format {FORMAT}; use the version of robofactory that wrote it")
+        stated = content.pop("fingerprint", None)
+        if stated != _fingerprint(content):
+            raise UserError(f"{path} was edited or damaged: it does not match its fingerprint. Restore the file")
+        prompt = Prompt.from_json(content["prompt"], directory)
+        codec = cls(
+            views=tuple(content["views"]),
+            images=ImagePipeline.from_json(content["images"]),
+            prompt=prompt,
+            action_tokens=ActionTokens(prompt.vocab_size, content["actions"]["bins"]),
+            action_statistics=Statistics.from_json(content["actions"]["statistics"]),
+            proprio_statistics=Statistics.from_json(content["proprio"]["statistics"]),
+            use_proprio=content["proprio"]["used"],
+            end_token=content["actions"]["end_token"],
+            look=content["look"],
+        )
+        if codec.fingerprint != stated:  # e.g. other pixel means: this code would not do what the file says
+            raise UserError(f"{path} asks for what this version of robofactory does not do; use the one that wrote it")
+        return codec
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def _readable(value: Any, indent: str = "") -> str:
+    """JSON with one line for each entry of a dictionary, lists on one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    deeper = indent + "  "
+    lines = [f"{deeper}{json.dumps(key)}: {_readable(entry, deeper)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + indent + "}"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
