@@ -1,0 +1,369 @@
+"""OpenVLA from pixels to action tokens, top to bottom: projector, language layers, sequence, loss, generation.
+
+The sequence is [BOS][visual tokens of every view][proprio?][text][action tokens]. Action tokens are the last columns of
+every row, so only these columns get logits, and the last language layer computes only them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
+
+from robofactory.config import ArchitectureConfig, UserError
+from robofactory.model.vision import FusedVision, build_tower, build_towers_from_scratch
+from robofactory.shapes import Batch
+
+NUM_BINS = 256
+NUM_OCTAVES = 8  # of the proprio features: 2**7 half-waves over [-1, 1] tell 256 bins apart
+
+# ------------------------------------------------------------------------------------------------------- projectors
+
+
+class Projector(nn.Module):
+    """Visual features -> language embeddings, by three layers."""
+
+    def __init__(self, vision_width: int, language_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(vision_width, 4 * vision_width)
+        self.fc2 = nn.Linear(4 * vision_width, language_width)
+        self.fc3 = nn.Linear(language_width, language_width)
+
+    def forward(self, features: Float[Tensor, "b n v"]) -> Float[Tensor, "b n d"]:
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
+
+
+class ProprioProjector(nn.Module):
+    """The normalised joint positions -> one token.
+
+    Each position goes in beside its sine and cosine at doubling frequencies (Fourier features, Tancik et al. 2020), the
+    finest with a period of two bins. An action is the present position plus a few bins, and an MLP over the bare numbers
+    learns to tell neighbouring bins apart only slowly.
+    """
+
+    def __init__(self, proprio_dim: int, language_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(proprio_dim * (1 + 2 * NUM_OCTAVES), language_width)
+        self.fc2 = nn.Linear(language_width, language_width)
+
+    def forward(self, proprio: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 d"]:
+        octaves = torch.arange(NUM_OCTAVES, device=proprio.device)
+        angles = torch.pi * proprio.float()[..., None] * 2.0**octaves  # [b, s, octaves]
+        features = torch.cat([proprio[..., None], angles.sin(), angles.cos()], dim=-1).flatten(1)
+        return self.fc2(F.gelu(self.fc1(features.to(self.fc1.weight.dtype))))[:, None]
+
+
+# --------------------------------------------------------------------------------------------------- language layers
+
+
+class LayerCache:
+    """Keys and values of one layer, allocated once for the whole sequence."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything up to now, the new keys and values (both [b, heads, n, head_dim]) included."""
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        end = self.length + keys.shape[2]
+        assert end <= self.capacity, f"{end} tokens in a cache for {self.capacity}"
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, fused: bool) -> Tensor:
+    """Causal attention over [b, heads, n, head_dim]; the queries are the last of the keys' positions.
+
+    visible: Bool [b, n_keys], False on padding; None when there is none.
+    fused: PyTorch's fused kernel; else plain matmuls. In bf16 on a CPU the fused kernel's backward is 3-6 times slower.
+    """
+    num_queries, num_keys = query.shape[2], keys.shape[2]
+    if fused and visible is None and num_queries == num_keys:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    mask = None
+    if num_queries > 1:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(num_keys - num_queries)
+    if visible is not None:
+        mask = visible[:, None, None] if mask is None else mask & visible[:, None, None]  # [b, 1, n_queries, n_keys]
+    if fused:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # [b, heads, n_queries, n_keys]
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(values.dtype) @ values
+
+
+def rotary_embedding(positions: Int64[Tensor, "b n"], config: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [b, 1, n, head_dim] in float32; the sine's first half is negated, as `rotate` wants it."""
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    theta: float = config.rope_parameters["rope_theta"]  # type: ignore[index, typeddict-item]
+    angles = positions[:, None, :, None] * theta**-exponents  # [b, 1, n, head_dim / 2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of [b, heads, n, head_dim]."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+class LanguageLayer(LlamaDecoderLayer):
+    """A Llama layer (its weights and names) that can leave out positions whose output nobody reads."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Float[Tensor, "b n d"],
+        rotary: tuple[Tensor, Tensor],
+        visible: Bool[Tensor, "b _n_keys"] | None,
+        fused: bool,
+        num_kept: int,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "b k d"]:
+        """The layer's output at the last `num_kept` positions."""
+        attention, (cos, sin) = self.self_attn, rotary
+        normed = self.input_layernorm(hidden)
+        kept, kept_normed = hidden[:, -num_kept:], normed[:, -num_kept:]
+        query = attention.q_proj(kept_normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        keys = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        values = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        query = rotate(query, cos[:, :, -num_kept:], sin[:, :, -num_kept:])
+        keys = rotate(keys, cos, sin)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        if attention.num_key_value_groups > 1:
+            keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
+            values = values.repeat_interleave(attention.num_key_value_groups, dim=1)
+        attended = attend(query, keys, values, visible, fused).transpose(1, 2).flatten(2)  # [b, k, d]
+        kept = kept + attention.o_proj(attended)
+        return kept + self.mlp(self.post_attention_layernorm(kept))
+
+
+def build_language_model(config: LlamaConfig) -> LlamaForCausalLM:
+    """transformers' Llama under its own names, with our layers in it."""
+    language_model = LlamaForCausalLM(config)
+    language_model.model.layers = nn.ModuleList(LanguageLayer(config, i) for i in range(config.num_hidden_layers))
+    del language_model.model.rotary_emb  # computed from the configuration, so that no buffer can be left uninitialised
+    return language_model
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class OpenVLA(nn.Module):
+    """Images, instruction (and joint positions) in; logits, a loss or action tokens out.
+
+    Args:
+        first_action_id: the 256 action ids are this one and the 255 after it; the first bin has the highest id.
+        proprio_dim: size of the proprio vector; None leaves its token out.
+    """
+
+    def __init__(
+        self, vision: FusedVision, language_model: LlamaForCausalLM, first_action_id: int, proprio_dim: int | None
+    ):
+        super().__init__()
+        width = language_model.config.hidden_size
+        self.vision_backbone = vision
+        self.projector = Projector(vision.width, width)
+        self.proprio_projector = None if proprio_dim is None else ProprioProjector(proprio_dim, width)
+        self.language_model = language_model
+        self.first_action_id = first_action_id
+        self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
+
+    # ----- sequence
+
+    def embed_inputs(self, batch: Batch) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"] | None]:
+        """[BOS][visual tokens][proprio?][text], and which of them are no padding (None: all are).
+
+        Padding may stand on either side of `batch.input_ids`; it is moved between the proprio token and the text, so
+        that the text ends in the same column in every row.
+        """
+        visual = self.projector(self.vision_backbone(batch.pixel_values))
+        parts = [visual]
+        if self.proprio_projector is not None:
+            assert batch.proprio is not None, "this model takes proprio and the batch has none"
+            parts.append(self.proprio_projector(batch.proprio))
+        ids, mask = batch.input_ids, batch.text_mask
+        if mask.all():
+            bos, text, visible = ids[:, :1], ids[:, 1:], None
+        else:
+            order = mask.long().argsort(dim=1, stable=True)  # padding first, then BOS and the text
+            ids, mask = ids.gather(1, order), mask.gather(1, order)
+            bos = ids.gather(1, (~mask).sum(dim=1, keepdim=True))
+            text, text_mask = ids[:, 1:], mask[:, :-1]  # a row without padding loses BOS, any other one pad
+            visible = torch.cat([mask.new_ones(len(ids), 1 + sum(part.shape[1] for part in parts)), text_mask], dim=1)
+        embed = self.language_model.model.embed_tokens
+        return torch.cat([embed(bos), *parts, embed(text)], dim=1), visible
+
+    def run_layers(
+        self,
+        hidden: Float[Tensor, "b n d"],
+        visible: Bool[Tensor, "b _n_keys"] | None,
+        num_kept: int,
+        caches: list[LayerCache] | None = None,
+    ) -> Float[Tensor, "b k d"]:
+        """Normed output of the language layers at the last `num_kept` positions.
+
+        Args:
+            visible: False on padding, over everything in the caches and `hidden`; None when there is no padding.
+        """
+        model = self.language_model.model
+        length = hidden.shape[1]
+        if visible is None:
+            start = caches[0].length if caches else 0
+            positions = torch.arange(start, start + length, device=hidden.device)[None]
+        else:
+            positions = (visible.cumsum(dim=1) - 1)[:, -length:].clamp_min(0)
+        cos, sin = rotary_embedding(positions, model.config)
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        rotary = cos.to(dtype), sin.to(dtype)
+        fused = hidden.is_cuda if self.fused_attention is None else self.fused_attention
+        for index, layer in enumerate(model.layers):
+            is_last = index == len(model.layers) - 1
+            hidden = layer(
+                hidden,
+                rotary,
+                visible,
+                fused,
+                num_kept=num_kept if is_last else length,
+                cache=caches[index] if caches else None,
+            )
+        return model.norm(hidden)
+
+    # ----- training
+
+    def action_logits(self, batch: Batch) -> Float[Tensor, "b a vocab"]:
+        """Logits over the whole vocabulary at the positions that predict `batch.action_tokens`."""
+        assert batch.action_tokens is not None, "the batch has no action tokens to predict"
+        hidden, visible = self.embed_inputs(batch)
+        given = batch.action_tokens[:, :-1]  # the last one is predicted, never read
+        hidden = torch.cat([hidden, self.language_model.model.embed_tokens(given)], dim=1)
+        if visible is not None:
+            visible = torch.cat([visible, torch.ones_like(given, dtype=torch.bool)], dim=1)
+        return self.language_model.lm_head(self.run_layers(hidden, visible, batch.action_tokens.shape[1]))
+
+    def forward(
+        self, batch: Batch, soft_target_sigma_bins: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Int64[Tensor, "b a"]]:
+        """Mean cross-entropy over the action tokens, and the likeliest token at each of them (teacher-forced)."""
+        assert batch.action_tokens is not None, "the batch has no action tokens to learn from"
+        logits = self.action_logits(batch)
+        loss = action_loss(logits, batch.action_tokens, self.first_action_id, soft_target_sigma_bins)
+        return loss, logits.detach().argmax(dim=-1)
+
+    # ----- generation
+
+    @torch.no_grad()
+    def generate(
+        self, batch: Batch, num_tokens: int, temperature: float = 0.0, generator: torch.Generator | None = None
+    ) -> Int64[Tensor, "b _n"]:
+        """Action tokens one after the other; only the 256 action ids can come out.
+
+        Args:
+            temperature: 0 takes the likeliest token; above 0, draws from softmax(logits / temperature).
+        """
+        hidden, visible = self.embed_inputs(batch)
+        caches = [LayerCache(hidden.shape[1] + num_tokens) for _ in self.language_model.model.layers]
+        action_rows = self.language_model.lm_head.weight[self.first_action_id : self.first_action_id + NUM_BINS]
+        tokens = []
+        for _ in range(num_tokens):
+            logits = F.linear(self.run_layers(hidden, visible, 1, caches)[:, 0], action_rows).float()  # [b, 256]
+            if temperature > 0.0:
+                bins = torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
+            else:
+                bins = logits.argmax(dim=-1, keepdim=True)
+            tokens.append(bins + self.first_action_id)  # [b, 1]
+            hidden = self.language_model.model.embed_tokens(tokens[-1])
+            if visible is not None:
+                visible = torch.cat([visible, torch.ones_like(bins, dtype=torch.bool)], dim=1)
+        return torch.cat(tokens, dim=1)
+
+
+def action_loss(
+    logits: Float[Tensor, "b a vocab"],
+    tokens: Int64[Tensor, "b a"],
+    first_action_id: int,
+    soft_target_sigma_bins: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the whole vocabulary, in float32.
+
+    Args:
+        soft_target_sigma_bins: above 0, the target of an action token is a Gaussian over the 256 action ids around it,
+            normalised after it is cut off at the ends, so that a neighbouring bin is nearly right. Other tokens (the
+            end token) keep their one-hot target.
+    """
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    loss = -log_probabilities.gather(-1, tokens[..., None])[..., 0]  # [b, a]
+    if soft_target_sigma_bins > 0.0:
+        action_ids = torch.arange(first_action_id, first_action_id + NUM_BINS, device=tokens.device)
+        distance_bins = (action_ids - tokens[..., None]) / soft_target_sigma_bins
+        targets = (-0.5 * distance_bins**2).softmax(dim=-1)  # [b, a, 256]
+        soft_loss = -(targets * log_probabilities[..., action_ids[0] : action_ids[-1] + 1]).sum(dim=-1)
+        is_action = (tokens >= first_action_id) & (tokens < first_action_id + NUM_BINS)
+        loss = torch.where(is_action, soft_loss, loss)
+    return loss.mean()
+
+
+# ------------------------------------------------------------------------------------------------------ constructors
+
+
+def build_from_scratch(
+    architecture: ArchitectureConfig, vocab_size: int, proprio_dim: int | None, global_token: bool
+) -> OpenVLA:
+    """A model of any size, initialised to be trained; the last 256 ids of its vocabulary are the action ids.
+
+    Every parameter that requires a gradient gets one. Draws from PyTorch's global random generator.
+    """
+    vision = build_towers_from_scratch(architecture.image_size, architecture.dino, architecture.siglip, global_token)
+    language_model = build_language_model(LlamaConfig(**vars(architecture.language), vocab_size=vocab_size))
+    for module in language_model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    return OpenVLA(vision, language_model, vocab_size - NUM_BINS, proprio_dim)
+
+
+def build_from_config(
+    config: dict[str, Any],
+    global_token: bool,
+    proprio_dim: int | None = None,
+    timm_overrides: dict[str, dict[str, Any]] | None = None,
+) -> OpenVLA:
+    """The model that an official `config.json` describes, on the current default device, weights not loaded.
+
+    Args:
+        timm_overrides: keyword arguments over the timm models by their id, to make them small.
+    Raises:
+        UserError: the configuration describes another architecture, or lacks a key.
+    """
+    required = {
+        "use_fused_vision_backbone": True,
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "n_action_bins": NUM_BINS,
+    }
+    for key, value in required.items():
+        if config.get(key) != value:
+            raise UserError(f"config.json: {key} is {config.get(key)!r}; only {value!r} is supported (openvla-7b's)")
+    try:
+        towers = zip(config["timm_model_ids"], config["image_sizes"], config["timm_override_act_layers"], strict=True)
+        dino, siglip = (
+            build_tower(model_id, image_size, act_layer=act_layer, **(timm_overrides or {}).get(model_id, {}))
+            for model_id, image_size, act_layer in towers
+        )
+        language_config = LlamaConfig(**config["text_config"])
+        num_ids = language_config.vocab_size - config["pad_to_multiple_of"]  # without the padding of the embedding
+    except KeyError as error:
+        raise UserError(f"config.json: key {error.args[0]!r} is missing; use an unmodified openvla-7b config") from None
+    vision = FusedVision(dino, siglip, global_token)
+    return OpenVLA(vision, build_language_model(language_config), num_ids - NUM_BINS, proprio_dim)

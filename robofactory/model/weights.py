@@ -1,0 +1,127 @@
+"""Published weights: the official Hugging Face layout into our modules. No remote code is run.
+
+A directory with `config.json` and safetensors files, one or sharded with an index. Our names are the official ones but
+for one: timm's LayerScale parameter `gamma` is `scale_factor` there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from robofactory.config import UserError
+from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TINY = "train the small model instead with `--recipe robot_openvla_tiny`"
+
+
+def official_name(name: str) -> str:
+    """The published name of one of our tensors."""
+    return name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
+
+
+def find_weights(model_name: str) -> Path:
+    """The directory of a published model: `model_name` itself, or the hub's snapshot of that id.
+
+    Raises:
+        UserError: it is no directory and the hub does not give it.
+    """
+    directory = Path(model_name)
+    if (directory / CONFIG).is_file():
+        return directory
+    if directory.is_dir():
+        raise UserError(f"{directory} holds no published model: it has no {CONFIG}; {TINY}")
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(model_name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
+            f"give a directory with the published weights, or {TINY}"
+        ) from None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The published `config.json`."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UserError(f"no {CONFIG} in {directory}; it is not a published model")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy it again") from None
+
+
+def load_openvla(
+    directory: Path,
+    global_token: bool,
+    proprio_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    timm_overrides: dict[str, dict[str, Any]] | None = None,
+) -> OpenVLA:
+    """The published model in evaluation mode. A proprio projector, which is not published, is newly initialised.
+
+    Tensors are read one at a time from memory-mapped files, straight to `device` and `dtype`: there is never a second
+    copy of the model. On a CPU in the files' own dtype nothing is copied at all.
+
+    Raises:
+        UserError: a file is missing or damaged, or tensors are missing, unknown or of another shape; all are named.
+    """
+    with torch.device("meta"):
+        model = build_from_config(read_config(directory), global_token, proprio_dim, timm_overrides)
+    ours = {official_name(name): name for name in model.state_dict() if not name.startswith("proprio_projector.")}
+    shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
+    files = _tensor_files(directory)
+    problems = [f"missing {name} {shapes[name]}" for name in ours if name not in files]
+    problems += [f"unknown {name}" for name in files if name not in ours]
+    tensors = {}
+    for path in sorted(set(files.values())):
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for name in file.keys() & ours.keys():
+                    shape = file.get_slice(name).get_shape()
+                    if shape == shapes[name]:
+                        tensors[ours[name]] = file.get_tensor(name).to(dtype)
+                    else:
+                        problems.append(f"{name} has shape {shape}, expected {shapes[name]}")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    if problems:
+        raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(sorted(problems))}")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if proprio_dim is not None:
+        width = model.language_model.config.hidden_size
+        model.proprio_projector = ProprioProjector(proprio_dim, width).to(device, dtype)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
+    return model.eval()
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    """Official tensor name -> the file that holds it."""
+    if (directory / INDEX).is_file():
+        try:
+            weight_map = json.loads((directory / INDEX).read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise UserError(f"{directory / INDEX}: no readable weight_map ({error}); copy it again") from None
+        return {name: directory / file for name, file in weight_map.items()}
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there, or {TINY}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: path for name in file.keys()}  # noqa: SIM118  # no dict
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
