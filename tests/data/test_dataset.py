@@ -1,0 +1,187 @@
+"""From frames on disk to batches: nothing leaks between the parts, and chance depends on seed and epoch alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demonstrations import VIEWS, write_dataset
+
+from robofactory.config import UserError, load_recipe, load_scene, look_of, scene_file, to_yaml
+from robofactory.data.dataset import Batches, FrameDataset, FrameKey, FrameOrder, Splits, load_splits, split_episodes
+
+RECIPE = load_recipe(
+    "robot_openvla_tiny", ["dataloader.batch_size=4", "dataloader.num_workers=0", "data.val_ratio=0.3"]
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    scene_yaml = to_yaml(load_scene(scene_file("LiftBarrier-rf")))
+    return write_dataset(tmp_path / "set", num_episodes=6, scene_yaml=scene_yaml)
+
+
+@pytest.fixture
+def splits(directory: Path) -> Splits:
+    return load_splits(directory, RECIPE)
+
+
+def keys_of(order: FrameOrder) -> list[FrameKey]:
+    return [key for batch in order for key in batch]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True) if x is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------- the split
+
+
+@pytest.mark.parametrize("num_episodes", [2, 3, 10, 150])
+def test_the_parts_are_disjoint_and_together_everything(num_episodes):
+    train, val = split_episodes(num_episodes, 0.1, seed=0)
+    assert train and val and not set(train) & set(val)
+    assert sorted(train + val) == list(range(num_episodes))
+    assert len(val) == max(1, round(0.1 * num_episodes))
+
+
+def test_the_split_is_the_same_for_the_same_seed_only():
+    assert split_episodes(100, 0.1, seed=3) == split_episodes(100, 0.1, seed=3)
+    assert split_episodes(100, 0.1, seed=3) != split_episodes(100, 0.1, seed=4)
+
+
+def test_one_episode_cannot_be_split():
+    with pytest.raises(UserError, match="1 episode cannot be split"):
+        split_episodes(1, 0.1, seed=0)
+
+
+def test_no_validation_frame_is_trained_on(splits):
+    train = FrameDataset(splits.reader, splits.codec, splits.train_episodes, None)
+    val = FrameDataset(splits.reader, splits.codec, splits.val_episodes, None)
+    places = [{frames.place(row) for row in range(len(frames))} for frames in (train, val)]
+    assert not places[0] & places[1]
+    everything = {(e, t) for e in range(6) for t in range(int(splits.reader.episode_lengths[e]))}
+    assert places[0] | places[1] == everything
+
+
+def test_statistics_are_of_the_training_episodes_alone(splits):
+    actions = np.concatenate([splits.reader.actions(e) for e in splits.train_episodes])
+    assert splits.codec.action_statistics.count == len(actions)
+    np.testing.assert_allclose(splits.codec.action_statistics.mean, actions.mean(axis=0, dtype=np.float64))
+
+
+def test_the_codec_knows_what_the_pictures_look_like(splits):
+    assert splits.codec.look == look_of(load_scene(scene_file("LiftBarrier-rf")))
+    assert splits.codec.views == VIEWS
+
+
+# ------------------------------------------------------------------------------------------------- the order of frames
+
+
+@pytest.mark.parametrize("num_frames", [1, 7, 64, 65, 101])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_frame_comes_once_an_epoch_over_all_ranks(num_frames, batch_size, world_size, shuffle):
+    if num_frames < world_size:
+        with pytest.raises(UserError, match="cannot be shared"):
+            FrameOrder(num_frames, batch_size, 0, shuffle, 0, world_size)
+        return
+    ranks = [FrameOrder(num_frames, batch_size, 0, shuffle, rank, world_size) for rank in range(world_size)]
+    batches = [list(order) for order in ranks]
+    assert sorted(key.frame for rank in batches for batch in rank for key in batch) == list(range(num_frames))
+    assert {len(rank) for rank in batches} == {ranks[0].num_batches}  # or one process would wait for ever
+    sizes = {len(batch) for rank in batches for batch in rank}
+    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size or batch_size == 1
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def frames(seed, epoch):
+        order = FrameOrder(50, 4, seed, shuffle=True)
+        order.start(epoch)
+        return [key.frame for key in keys_of(order)]
+
+    assert frames(0, 3) == frames(0, 3)
+    assert frames(0, 3) != frames(0, 4)
+    assert frames(0, 3) != frames(1, 3)
+
+
+def test_two_processes_with_half_the_batch_see_the_same_steps_as_one():
+    one = list(FrameOrder(101, 8, 0, shuffle=True))
+    halves = [list(FrameOrder(101, 4, 0, True, rank, 2)) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in one]
+
+
+def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have():
+    order = FrameOrder(50, 4, 0, shuffle=True)
+    order.start(2)
+    whole = list(order)
+    order.start(2, first_batch=5)
+    assert len(order) == order.num_batches - 5
+    assert list(order) == whole[5:]
+
+
+# ------------------------------------------------------------------------------------------------ frames and batches
+
+
+def test_an_example_is_the_frame_as_the_codec_encodes_it(splits):
+    frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=None)
+    for row in (0, 4, len(frames) - 1):
+        observation, action = splits.reader.frame(*frames.place(row))
+        assert same(frames[FrameKey(0, row)], splits.codec.encode_example(observation, action))
+
+
+def test_crops_differ_between_epochs_and_frames_and_nothing_else(splits):
+    frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
+    again = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
+    assert same(frames[FrameKey(1, 3)], again[FrameKey(1, 3)])
+    assert not same(frames[FrameKey(1, 3)], frames[FrameKey(2, 3)])
+    other_seed = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=1)
+    assert not same(frames[FrameKey(1, 3)], other_seed[FrameKey(1, 3)])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(splits, num_workers):
+    def batches(workers):
+        frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
+        loaded = Batches(frames, FrameOrder(len(frames), 4, 0, shuffle=True), workers)
+        return [batch for epoch in (0, 1) for batch in loaded.epoch(epoch)]  # the workers live through both
+
+    alone, together = batches(0), batches(num_workers)
+    assert len(alone) == len(together)
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_loading_leaves_the_global_random_numbers_alone(splits):
+    """Otherwise dropout after a resume would differ from dropout without."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for _ in splits.train_batches(0, 1).epoch(0, first_batch=1):
+        pass
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_batches_are_augmented_and_validation_batches_are_not(splits):
+    def pixels(batches, epoch):
+        return torch.cat([batch.pixel_values for batch in batches.epoch(epoch)])
+
+    train, val = splits.train_batches(0, 1), splits.val_batches(0, 1)
+    assert torch.equal(pixels(val, 0), pixels(val, 1))
+    assert not torch.equal(pixels(train, 0), pixels(train, 1))
+    assert len(pixels(val, 0)) == sum(splits.reader.episode_lengths[list(splits.val_episodes)])
+
+
+def test_example_batches_carry_the_actions_of_their_frames(splits):
+    batch, actions = splits.examples(5, torch.device("cpu"))
+    tokens = batch.action_tokens.numpy()
+    error = np.abs(splits.codec.decode_actions(tokens[:, : splits.codec.action_dim]) - actions)
+    assert (error <= splits.codec.half_bin * 1.001 + 1e-6).all()
+    assert len({tuple(row) for row in actions.tolist()}) == 5
+
+
+def test_the_first_training_pictures_can_be_shown(splits):
+    views, instruction = splits.input_images()
+    assert list(views) == list(VIEWS) and instruction == "lift the barrier"
+    assert all(image.shape == (84, 84, 3) and image.dtype == np.uint8 for image in views.values())
