@@ -1,0 +1,151 @@
+"""The door to the simulator: make a task's environment and its expert, observe as the agents do, preview the cameras.
+
+python -m robofactory.sim.env --config robofactory/configs/table/lift_barrier.yaml --render scene.png
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robofactory.config import SceneConfig, UserError, load_scene, run_command, scene_file
+
+if TYPE_CHECKING:  # this module answers --help on a machine where nothing is installed
+    import gymnasium as gym
+
+    from robofactory.shapes import Observation
+else:
+    Observation = Any
+
+# task -> the module with its environment (registered under the task's name) and `make_expert`
+TASKS = {"LiftBarrier-rf": "robofactory.sim.tasks.lift_barrier"}
+
+
+def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend: str = "cpu") -> "gym.Env":
+    """The task's environment. `reset(seed=s)` is reproducible; actions are {"panda-0": float32[8], "panda-1": ...}.
+
+    Stepping renders nothing; `observe` does.
+
+    Args:
+        render: whether cameras exist. Without, no graphics driver is needed.
+        backend: where physics runs, "cpu" (one environment) or "gpu".
+    Raises:
+        UserError: a scene that does not fit its task, or no device that can render.
+    """
+    check_scene(scene, f"scene {scene.task}")
+    if backend not in ("cpu", "gpu"):
+        raise UserError(f"backend {backend!r} is none of cpu, gpu")
+    if backend == "cpu" and num_envs != 1:
+        raise UserError(f"backend cpu runs 1 environment a process, not {num_envs}; start more processes, or use gpu")
+    import gymnasium as gym
+
+    importlib.import_module(TASKS[scene.task])
+    try:
+        return gym.make(
+            scene.task,
+            scene=scene,
+            max_episode_steps=scene.max_episode_steps,
+            num_envs=num_envs,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode="pd_joint_pos",
+            sim_backend=f"physx_{'cuda' if backend == 'gpu' else 'cpu'}",
+            render_backend=("gpu" if backend == "gpu" else "cpu") if render else "none",
+        )
+    except RuntimeError as error:
+        # SAPIEN's own words: "vk::createInstanceUnique: ...", "failed to find a rendering device"
+        if render and ("vk::" in str(error) or "render" in str(error).lower()):
+            raise UserError(f"nothing here can render ({error}); install a Vulkan driver: bash setup.sh") from None
+        raise
+
+
+def observe(env: "gym.Env") -> list[Observation]:
+    """What each agent sees and feels now, in the order of the agents. Renders every camera once.
+
+    Images are the environment's cameras under the scene's view names. Of several parallel environments, the first.
+    """
+    from robofactory.shapes import Observation
+    from robofactory.sim.cameras import view_cameras
+
+    table = env.unwrapped
+    pictures = {uid: picture[0].cpu().numpy() for uid, picture in table.pictures().items()}
+    observations = []
+    for agent in range(table.config.num_agents):
+        images = {view: pictures[uid] for view, uid in view_cameras(table.config, agent).items()}
+        observations.append(Observation(images, table.proprio(agent)[0], table.config.instruction))
+    return observations
+
+
+def make_expert(env: "gym.Env") -> Any:
+    """The task's scripted expert: `act() -> [float32[8] per agent]` and `phases() -> [str per agent]`.
+
+    Raises:
+        UserError: several parallel environments; the expert reads one.
+    """
+    if env.unwrapped.num_envs != 1:
+        raise UserError(f"the expert drives 1 environment, not {env.unwrapped.num_envs}")
+    return importlib.import_module(TASKS[env.unwrapped.config.task]).make_expert(env)
+
+
+def check_scene(scene: SceneConfig, source: str) -> None:
+    """Raises UserError, naming `source` and the key, unless the scene has what its task needs."""
+    if scene.task not in TASKS:
+        raise UserError(f"{source}: key 'task': unknown task {scene.task!r}; there are {', '.join(TASKS)}")
+    task = importlib.import_module(TASKS[scene.task])
+    for section, present, needed in (
+        ("objects", scene.objects, task.REQUIRED_OBJECTS),
+        ("success", scene.success, task.REQUIRED_SUCCESS),
+    ):
+        for name in needed:
+            if name not in present:
+                raise UserError(f"{source}: key '{section}.{name}' is missing; {scene.task} needs it")
+        for name in present:
+            if name not in needed:
+                raise UserError(f"{source}: unknown key '{section}.{name}'; {scene.task} has {', '.join(needed)}")
+    if scene.num_agents != task.NUM_AGENTS:
+        raise UserError(f"{source}: key 'robots': {scene.task} takes {task.NUM_AGENTS}, got {scene.num_agents}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Draw what every camera of a scene sees, one labelled PNG.",
+        epilog="example: python -m robofactory.sim.env --render scene.png --seed 7 --steps 20 visual_detail=low",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", help="the scene file (default: that of --task)")
+    parser.add_argument("--task", default="LiftBarrier-rf", help="(default: %(default)s)")
+    parser.add_argument("--render", default="preview.png", metavar="PNG", help="file to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the layout (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=0, help="of the expert before the picture (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the scene file")
+    args = parser.parse_args()
+    if Path(args.render).suffix != ".png":
+        raise UserError(f"--render {args.render}: the picture is a .png")
+    if not Path(args.render).absolute().parent.is_dir():
+        raise UserError(f"--render {args.render}: no such directory")
+
+    path = args.config or scene_file(args.task)
+    scene = load_scene(path, args.overrides)
+    check_scene(scene, str(path))
+    env = make_env(scene)
+    env.reset(seed=args.seed)
+    expert = make_expert(env)
+    for _ in range(args.steps):
+        env.step(dict(zip(env.unwrapped.agent_names, expert.act(), strict=True)))
+
+    from PIL import Image
+
+    from robofactory.sim.cameras import label_grid, view_cameras
+
+    views = {
+        uid: f"{view} of agent {agent}" if "{agent}" in scene.views[view] else view
+        for agent in range(scene.num_agents)
+        for view, uid in view_cameras(scene, agent).items()
+    }
+    pictures = {f"{views[uid]}  ({uid})": picture[0].cpu().numpy() for uid, picture in env.unwrapped.pictures().items()}
+    Image.fromarray(label_grid(pictures)).save(args.render)
+    print(f"{args.render}: {len(pictures)} cameras of {scene.task}, seed {args.seed}, after {args.steps} steps")
+
+
+if __name__ == "__main__":
+    run_command(main)

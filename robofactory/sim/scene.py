@@ -1,0 +1,161 @@
+"""What all tasks share, built from the scene file: robots, table, light, cameras, and how they are reset."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import sapien
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from mani_skill.agents.robots.panda.panda import Panda
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.utils.building.ground import build_ground
+from mani_skill.utils.scene_builder.table import TableSceneBuilder
+from mani_skill.utils.structs import Actor
+from mani_skill.utils.structs.pose import Pose
+from mani_skill.utils.structs.types import SimConfig
+
+from robofactory.config import ObjectConfig, SceneConfig, UserError
+from robofactory.sim.arm import NUM_JOINTS, gripper_command
+from robofactory.sim.cameras import rendered_cameras, sensor_config, take_pictures
+from robofactory.sim.meshes import light_panda
+
+FINGER_LINKS = ("panda_leftfinger", "panda_rightfinger")
+
+# RoboFactory's table: its mesh ships with ManiSkill; top at z = 0.
+TABLE_HEIGHT_M, TABLE_HALF_X_M, TABLE_HALF_Y_M = 0.9196429, 1.51125, 3.0225
+TABLE_CENTRE_X_M = -0.12
+TABLE_MESH_SCALE = [4.375, 4.375, 1.75]
+
+
+class TableEnv(BaseEnv):
+    """Robots around a table. A task adds its objects, `evaluate` and, in the same file, its expert.
+
+    All state is batched over environments, so the same code runs on the CPU and on ManiSkill's GPU backend. Nothing is
+    rendered unless `pictures` is called.
+    """
+
+    SUPPORTED_ROBOTS = None
+
+    def __init__(self, *args, scene: SceneConfig, **kwargs):
+        self.config = scene
+        for index, robot in enumerate(scene.robots):
+            if robot.uid != "panda":
+                raise UserError(f"scene {scene.task}: robots[{index}].uid: {robot.uid!r} is unknown; there is panda")
+        robot_class = light_panda() if scene.visual_detail == "low" else Panda
+        super().__init__(*args, robot_uids=(robot_class,) * scene.num_agents, **kwargs)
+
+    # ------------------------------------------------------------------------------------------ ManiSkill's hooks
+
+    @property
+    def _default_sim_config(self):
+        return SimConfig(sim_freq=self.config.sim_freq_hz, control_freq=self.config.control_freq_hz)
+
+    @property
+    def _default_sensor_configs(self):
+        configs = []
+        for camera in rendered_cameras(self.config):
+            links = [] if camera.mount_agent is None else self.arms[camera.mount_agent].robot.get_links()
+            configs.append(sensor_config(camera, links, self.config.shader))
+        return configs
+
+    def _load_agent(self, options):
+        super()._load_agent(options, self._robot_poses())
+
+    def _load_lighting(self, options):
+        self.scene.set_ambient_light([0.4, 0.4, 0.4])  # RoboFactory's light; without shadows, they cost three times
+        self.scene.add_directional_light([1, 1, -1], [1, 1, 1])
+        self.scene.add_directional_light([0, 0, -1], [1, 1, 1])
+
+    def _load_scene(self, options):
+        self._build_table()
+        self._build_objects()
+
+    def _initialize_episode(self, env_idx, options):
+        for arm, robot, pose in zip(self.arms, self.config.robots, self._robot_poses(), strict=True):
+            arm.reset(np.array(robot.rest_qpos))
+            arm.robot.set_pose(pose)
+        self._place_objects(env_idx)
+
+    def _get_obs_extra(self, info):
+        return {}
+
+    # ------------------------------------------------------------------------------------------ for the task files
+
+    def _build_objects(self) -> None:
+        raise NotImplementedError
+
+    def _place_objects(self, env_idx: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def draw_pose(self, thing: ObjectConfig, env_idx: torch.Tensor) -> Pose:
+        """A random pose for each of these environments: a function of its own seed, whatever the backend or number."""
+        draws = np.array([self._batched_episode_rng[int(i)].uniform(size=3) for i in env_idx])
+        position = np.array(thing.position) + np.array(thing.randomize_position) * draws
+        quaternion = np.array(thing.quaternion) / np.linalg.norm(thing.quaternion)
+        return Pose.create_from_pq(
+            torch.tensor(position, dtype=torch.float32, device=self.device),
+            torch.tensor(quaternion, dtype=torch.float32, device=self.device).expand(len(draws), 4),
+        )
+
+    def holding(self, thing: Actor, min_finger_force_n: float) -> Bool[torch.Tensor, "b agents"]:
+        """Which arms press both fingers on it. None before the first step: contacts are what the last step left."""
+        held = []
+        for arm in self.arms:
+            forces = [
+                torch.linalg.norm(self.scene.get_pairwise_contact_forces(arm.robot.links_map[link], thing), dim=-1)
+                for link in FINGER_LINKS
+            ]
+            held.append(torch.stack(forces).amin(dim=0) >= min_finger_force_n)
+        return torch.stack(held, dim=1) & (self._elapsed_steps > 0)[:, None]
+
+    # ------------------------------------------------------------------------------------------ for everyone
+
+    @property
+    def arms(self) -> list[Panda]:
+        return self.agent.agents
+
+    @property
+    def agent_names(self) -> list[str]:
+        """The keys of the action dictionary, in the order of the agents."""
+        return list(self.agent.agents_dict)
+
+    def pictures(self) -> dict[str, UInt8[torch.Tensor, "b h w 3"]]:
+        """uid -> RGB of every camera that some view needs, now."""
+        self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        return take_pictures(self._sensors)
+
+    def proprio(self, agent: int) -> Float32[np.ndarray, "b 8"]:
+        """Measured joints in rad, then the measured finger width as a gripper command (0.04 m -> 1, closed -> -0.6)."""
+        qpos = self.arms[agent].robot.get_qpos().cpu().numpy().astype(np.float32)
+        gripper = gripper_command(qpos[:, NUM_JOINTS:].mean(axis=1, keepdims=True))
+        return np.concatenate([qpos[:, :NUM_JOINTS], gripper], axis=1)
+
+    # ------------------------------------------------------------------------------------------ building
+
+    def _robot_poses(self) -> list[sapien.Pose]:
+        return [sapien.Pose(robot.position, yaw_quaternion(np.deg2rad(robot.yaw_deg))) for robot in self.config.robots]
+
+    def _build_table(self) -> None:
+        half_size = [TABLE_HALF_X_M, TABLE_HALF_Y_M, TABLE_HEIGHT_M / 2]
+        centre = sapien.Pose([0, 0, TABLE_HEIGHT_M / 2])
+        builder = self.scene.create_actor_builder()
+        builder.add_box_collision(centre, half_size)
+        if self.config.visual_detail == "low":
+            builder.add_box_visual(centre, half_size, material=material([0.55, 0.42, 0.30], roughness=0.8))
+        else:
+            mesh = Path(inspect.getfile(TableSceneBuilder)).parent / "assets/table.glb"
+            turned = sapien.Pose(q=yaw_quaternion(np.pi))
+            builder.add_visual_from_file(str(mesh), scale=TABLE_MESH_SCALE, pose=turned)
+            build_ground(self.scene, floor_width=100, altitude=-TABLE_HEIGHT_M)
+        builder.initial_pose = sapien.Pose([TABLE_CENTRE_X_M, 0, -TABLE_HEIGHT_M])
+        self.table = builder.build_kinematic("table")
+
+
+def material(rgb: list[float], roughness: float = 0.5, metallic: float = 0.0) -> sapien.render.RenderMaterial:
+    return sapien.render.RenderMaterial(base_color=[*rgb, 1.0], roughness=roughness, metallic=metallic, specular=0.4)
+
+
+def yaw_quaternion(yaw_rad: float) -> Float[np.ndarray, " 4"]:
+    """wxyz of a turn about z."""
+    return np.array([np.cos(yaw_rad / 2), 0.0, 0.0, np.sin(yaw_rad / 2)])
