@@ -1,0 +1,404 @@
+"""Record expert demonstrations in simulation: one LeRobot v3.0 dataset for each agent of the task."""
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from robofactory.config import (
+    FIRST_EVALUATION_SEED,
+    DataConfig,
+    SceneConfig,
+    UserError,
+    dataset_dir,
+    load_scene,
+    run_command,
+    scene_file,
+    to_yaml,
+)
+
+if TYPE_CHECKING:
+    from robofactory.data.episodes import DatasetDescription, Episode
+
+JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, 8)), "gripper")
+STEPS_AFTER_SUCCESS = 5  # what to do when it is done is learned too: hold
+MAX_FAILURES_ON_END = 50
+NOISE_STREAM = 1  # keeps the draws of the disturbances apart from the layout's, which come from the same seed
+SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar on
+
+
+def parse_arguments() -> argparse.Namespace:
+    defaults = DataConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m robofactory.demos.record",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+examples:
+  python -m robofactory.demos.record --task LiftBarrier-rf --num 150
+  python -m robofactory.demos.record --task LiftBarrier-rf --num 20 --visual_detail low --width 128 --height 96
+  python -m robofactory.demos.record --task LiftBarrier-rf --num 10 objects.barrier.mass_kg=0.5
+
+Seeds are taken in order; those where the expert fails are dropped. Interrupted, even killed, the same command
+continues; the result is the same, bit for bit, for any number of workers and interruptions.""",
+    )
+    parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
+    parser.add_argument("--num", type=int, default=defaults.num_episodes, help="demonstrations (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    noise = "share of the demonstrations with perturbed actions and the expert's labels (default: %(default)s)"
+    parser.add_argument("--noise", type=float, default=defaults.noise_share, metavar="SHARE", help=noise)
+    parser.add_argument("--config", metavar="SCENE.yaml", help="scene of the task (default: the task's own)")
+    parser.add_argument("--seed", type=int, default=0, metavar="START", help="first seed (default: %(default)s)")
+    parser.add_argument("--visual_detail", choices=["low", "full"], help="meshes to render (default: the scene's)")
+    parser.add_argument("--width", type=int, help="of every camera, in px (default: the scene's)")
+    parser.add_argument("--height", type=int, help="of every camera, in px (default: the scene's)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    path = Path(args.config) if args.config else scene_file(args.task)
+    scene = load_scene(path, args.overrides)
+    if scene.task != args.task:
+        raise UserError(f"{path} is the scene of {scene.task}, not of {args.task}")
+    scene = with_pictures(scene, args.visual_detail, args.width, args.height)
+    record(scene, args.num, noise_share=args.noise, workers=args.workers, first_seed=args.seed)
+
+
+def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:
+    """The scene with other meshes, or another size (px) of every camera; None leaves what it has."""
+    for name, value in (("--width", width), ("--height", height)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} must be positive, got {value}")
+    cameras = [
+        dataclasses.replace(camera, width=width or camera.width, height=height or camera.height)
+        for camera in scene.cameras
+    ]
+    return dataclasses.replace(scene, cameras=cameras, visual_detail=visual_detail or scene.visual_detail)
+
+
+# ------------------------------------------------------------------------------------------------------- the recording
+
+
+class Player(Protocol):
+    """Plays the episode of a seed: each agent's part of it, or None where the expert failed."""
+
+    def play(self, seed: int) -> "list[Episode] | None": ...
+
+
+def record(
+    scene: SceneConfig,
+    num_episodes: int,
+    *,
+    noise_share: float = 0.0,
+    workers: int | None = None,
+    first_seed: int = 0,
+    directories: Sequence[Path] | None = None,
+    make_player: Callable[[SceneConfig, float], Player] | None = None,
+) -> list[Path]:
+    """Record until each agent's dataset has this many episodes; continues what is there. Returns the datasets.
+
+    Args:
+        noise_share: of the episodes that execute perturbed actions; which ones, the seed decides.
+        workers: processes; None: one for each core.
+        directories: of the datasets, one an agent; None: where `config.dataset_dir` says.
+        make_player: where episodes come from; None: the simulator. Called in the workers, so it must be importable.
+    Raises:
+        UserError: a bad number; a dataset of another scene or share of noise; no device that can render; a full disk;
+            an expert that always fails; a worker that died. Complete episodes are kept.
+    """
+    from robofactory.data.episodes import DatasetWriter
+
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    _check(num_episodes, noise_share, workers, first_seed)
+    if directories is None:
+        directories = [dataset_dir(scene.task, agent, num_episodes) for agent in range(scene.num_agents)]
+    writers = [
+        DatasetWriter(directory, describe(scene, agent, noise_share, first_seed))
+        for agent, directory in enumerate(directories)
+    ]
+    done = min(writer.num_episodes for writer in writers)
+    seeds = writers[0].seeds[:done]
+    for writer in writers:
+        if writer.seeds[:done] != seeds:
+            raise UserError(f"{writer.directory} and {writers[0].directory} hold other seeds; delete one of them")
+    first = seeds[-1] + 1 if seeds else first_seed
+
+    progress = Progress(num_episodes, done)
+    failures_on_end = 0
+    source = _play_in_order(scene, noise_share, make_player or SimulatedPlayer, first, num_episodes - done, workers)
+    try:
+        for seed, parts in source:
+            failures_on_end = 0 if parts else failures_on_end + 1
+            if failures_on_end == MAX_FAILURES_ON_END:
+                raise UserError(
+                    f"the expert failed on {failures_on_end} seeds on end, the last is {seed}; look at the scene with "
+                    "python -m robofactory.sim.env --config SCENE.yaml --render scene.png"
+                )
+            if parts is not None:
+                for writer, part in zip(writers, parts, strict=True):
+                    if writer.num_episodes == done:  # a kill between two agents leaves the first with one more
+                        writer.append(part)
+                done += 1
+            progress.update(done, dropped=parts is None)
+    finally:
+        source.close()  # type: ignore[attr-defined]  # ends the workers
+        progress.close()
+    for writer in writers:
+        if not writer.is_finished:
+            writer.finalize()
+    print(summary(directories, progress))
+    return list(directories)
+
+
+def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int) -> "DatasetDescription":
+    """What all episodes of one agent share."""
+    from robofactory.data.episodes import DatasetDescription
+
+    cameras = {camera.uid: camera for camera in scene.cameras}
+    views = {view: cameras[uid.format(agent=agent)] for view, uid in scene.views.items()}
+    return DatasetDescription(
+        scene_yaml=to_yaml(scene),
+        agent_id=agent,
+        image_sizes={view: (camera.height, camera.width) for view, camera in views.items()},
+        joint_names=JOINT_NAMES,
+        fps=scene.control_freq_hz,
+        robot_type=scene.robots[agent].uid,
+        noise_share=noise_share,
+        first_seed=first_seed,
+    )
+
+
+def summary(directories: Sequence[Path], progress: "Progress") -> str:
+    """The datasets in one line each, for people. Reading them is the last check that they are whole."""
+    from robofactory.data.episodes import DatasetReader
+
+    lines = []
+    for directory in directories:
+        reader = DatasetReader(directory)
+        lengths, starts = reader.episode_lengths, reader.episode_starts
+        perturbed = sum(reader.all_perturbed[reader.episode_frames(e)].any() for e in range(reader.num_episodes))
+        dropped = reader.seeds[-1] - reader.description.first_seed + 1 - reader.num_episodes
+        megabytes = sum(file.stat().st_size for file in directory.glob("**/*") if file.is_file()) / 1e6
+        assert starts[-1] + lengths[-1] == reader.num_frames
+        lines.append(
+            f"{directory}: {reader.num_episodes} episodes ({perturbed} perturbed), {dropped} seeds dropped, "
+            f"{lengths.mean():.1f} steps an episode ({lengths.min()} to {lengths.max()}), {megabytes:.1f} MB"
+        )
+    if progress.recorded:
+        lines.append(f"{progress.recorded} episodes in {progress.seconds:.0f} s, {progress.pace:.2f} s an episode")
+    return "\n".join(lines)
+
+
+def _check(num_episodes: int, noise_share: float, workers: int, first_seed: int) -> None:
+    if num_episodes < 1:
+        raise UserError(f"--num must be at least 1, got {num_episodes}")
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
+    if not 0.0 <= noise_share <= 1.0:
+        raise UserError(f"--noise must be in [0, 1], got {noise_share}")
+    if not 0 <= first_seed < FIRST_EVALUATION_SEED:
+        raise UserError(
+            f"--seed must be in [0, {FIRST_EVALUATION_SEED}), got {first_seed}; those from "
+            f"{FIRST_EVALUATION_SEED} on are for evaluation"
+        )
+
+
+class Progress:
+    """A bar with the time that is left; where there is no terminal, a plain line now and then."""
+
+    def __init__(self, total: int, done: int):
+        from tqdm import tqdm
+
+        self.total, self.done, self.first, self.dropped = total, done, done, 0
+        self.started = self.last_line = time.monotonic()
+        self.seconds = 0.0
+        self.bar = tqdm(
+            total=total, initial=done, desc="demonstrations", unit="episode", disable=None, dynamic_ncols=True
+        )
+
+    @property
+    def recorded(self) -> int:
+        """Episodes of this run."""
+        return self.done - self.first
+
+    @property
+    def pace(self) -> float:
+        """Seconds an episode."""
+        return self.seconds / max(1, self.recorded)
+
+    def update(self, done: int, dropped: bool) -> None:
+        self.bar.update(done - self.done)
+        self.done, self.dropped = done, self.dropped + dropped
+        self.seconds = time.monotonic() - self.started
+        self.bar.set_postfix(dropped=self.dropped, refresh=False)
+        if self.bar.disable and time.monotonic() - self.last_line > SECONDS_PER_LINE:
+            self.last_line = time.monotonic()
+            left = self.pace * (self.total - done)
+            line = f"demonstrations: {done}/{self.total}, {self.dropped} dropped, about {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+# ----------------------------------------------------------------------------------------------------- the processes
+
+
+def _play_in_order(
+    scene: SceneConfig,
+    noise_share: float,
+    make_player: Callable[[SceneConfig, float], Player],
+    first_seed: int,
+    num_successes: int,
+    workers: int,
+) -> "Iterator[tuple[int, list[Episode] | None]]":
+    """(seed, episode or None) for each seed in order, until there are enough; played ahead in processes.
+
+    A worker that finds its pipe closed ends, so none survives this process, however it ends.
+    """
+    context = multiprocessing.get_context("spawn")  # a fresh interpreter: renderers do not survive a fork
+    pool: dict[Connection, Any] = {}
+    playing: dict[Connection, int] = {}
+    waiting: dict[int, list[Episode] | None] = {}  # played before their turn
+    next_seed, next_out = first_seed, first_seed
+    try:
+        for _ in range(min(workers, num_successes)):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, make_player, scene, noise_share), daemon=True)
+            process.start()
+            theirs.close()
+            pool[ours] = process
+        while num_successes > 0:
+            for pipe in pool:
+                # Never more than are missing, as long as none of them fails.
+                hopes = len(playing) + sum(parts is not None for parts in waiting.values())
+                if pipe not in playing and hopes < num_successes:
+                    if next_seed >= FIRST_EVALUATION_SEED:
+                        break
+                    pipe.send(next_seed)
+                    playing[pipe] = next_seed
+                    next_seed += 1
+            if not playing:
+                raise UserError(
+                    f"seed {next_seed} is for evaluation; record fewer demonstrations or begin at a lower one"
+                )
+            for pipe in wait(list(playing)):
+                assert isinstance(pipe, Connection)
+                seed = playing.pop(pipe)
+                waiting[seed] = _receive(pipe, pool[pipe], seed)
+            while next_out in waiting and num_successes > 0:
+                parts = waiting.pop(next_out)
+                num_successes -= parts is not None
+                yield next_out, parts
+                next_out += 1
+    finally:
+        for pipe, process in pool.items():
+            pipe.close()
+            process.terminate()
+            process.join()
+
+
+def _receive(pipe: Connection, process: Any, seed: int) -> "list[Episode] | None":
+    try:
+        error, parts = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        process.join(timeout=5)
+        raise UserError(
+            f"the process that recorded seed {seed} died (exit code {process.exitcode}); if it was killed for memory, "
+            "use fewer --workers; the same command continues"
+        ) from None
+    if error is not None:
+        raise UserError(error)
+    return parts
+
+
+def _work(
+    pipe: Connection, make_player: Callable[[SceneConfig, float], Player], scene: SceneConfig, noise_share: float
+) -> None:
+    """Plays the seeds that come through the pipe, until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["OMP_NUM_THREADS"] = "1"  # one process a core: more threads make each other wait
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        player = make_player(scene, noise_share)
+        while True:
+            pipe.send((None, player.play(pipe.recv())))
+    except UserError as error:
+        pipe.send((str(error), None))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+
+
+# -------------------------------------------------------------------------------------------------------- an episode
+
+
+class SimulatedPlayer:
+    """The expert in the simulator."""
+
+    def __init__(self, scene: SceneConfig, noise_share: float):
+        from robofactory.sim.env import make_env
+
+        self.scene, self.noise_share = scene, noise_share
+        self.env = make_env(scene)
+
+    def play(self, seed: int) -> "list[Episode] | None":
+        """At each step: look, measure, ask the expert, then act; so proprio is from before the action."""
+        import numpy as np
+
+        from robofactory.demos.disturbances import Disturbances
+        from robofactory.sim.env import make_expert, observe
+
+        random = np.random.default_rng([seed, NOISE_STREAM])
+        is_noisy = random.random() < self.noise_share
+        disturbances = Disturbances(self.scene.num_agents, random)
+        # Built anew: what PhysX keeps over a mere reset would make the last bits depend on the episodes before.
+        self.env.reset(seed=seed, options={"reconfigure": True})
+        expert = make_expert(self.env)
+        observations, labels, executed = [], [], []
+        steps_left, succeeded = self.scene.max_episode_steps, False
+        while steps_left > 0:
+            seen, answers = observe(self.env), expert.act()
+            actions = answers
+            if is_noisy and not succeeded:
+                actions = disturbances.disturb(answers, [observation.proprio for observation in seen])
+            observations.append(seen)
+            labels.append(answers)
+            executed.append(actions)
+            info = self.env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
+            steps_left -= 1
+            if not succeeded and bool(info["success"]):
+                succeeded, steps_left = True, min(steps_left, STEPS_AFTER_SUCCESS)
+        if not succeeded:
+            return None
+        return [self._part(agent, seed, observations, labels, executed) for agent in range(self.scene.num_agents)]
+
+    def _part(self, agent: int, seed: int, observations: list, labels: list, executed: list) -> "Episode":
+        import numpy as np
+
+        from robofactory.data.episodes import Episode, encode_png
+
+        actions = np.stack([step[agent] for step in labels])
+        own = [step[agent] for step in observations]
+        return Episode(
+            images={view: [encode_png(observation.images[view]) for observation in own] for view in own[0].images},
+            proprio=np.stack([observation.proprio for observation in own]).astype(np.float32),
+            actions=actions.astype(np.float32),
+            perturbed=(np.stack([step[agent] for step in executed]) != actions).any(axis=1),
+            instruction=own[0].instruction,
+            seed=seed,
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

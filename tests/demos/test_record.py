@@ -1,0 +1,240 @@
+"""Recording: in order, all or nothing, and the same result however it was run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
+
+from robofactory.config import FIRST_EVALUATION_SEED, UserError
+from robofactory.data import lerobot
+from robofactory.data.episodes import DatasetReader
+from robofactory.demos.record import JOINT_NAMES, record
+
+NUM = 8
+SEEDS = [0, 2, 3, 4, 6, 7, 8, 10]  # MadeUpPlayer fails on 1, 5, 9, ...
+
+
+def record_made_up(home: Path, num: int = NUM, make_player=MadeUpPlayer, **options) -> list[Path]:
+    return record(
+        small_scene(), num, directories=[home / "agent0", home / "agent1"], make_player=make_player, **options
+    )
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.glob("**/*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """Recorded at once by one worker."""
+    home = tmp_path_factory.mktemp("reference")
+    record_made_up(home, workers=1)
+    return home
+
+
+def test_episodes_are_the_first_seeds_that_succeed_in_order(reference):
+    for agent in (0, 1):
+        reader = DatasetReader(reference / f"agent{agent}")
+        assert reader.seeds == SEEDS
+        assert reader.description.agent_id == agent and reader.description.joint_names == JOINT_NAMES
+        assert reader.description.image_sizes == {"side": (12, 16), "overhead": (12, 16), "wrist": (12, 16)}
+    meta = lerobot.read_json(reference / "agent0" / "meta" / "robofactory.json")
+    assert meta["dropped_seeds"] == [1, 5, 9]
+
+
+def test_the_number_of_workers_does_not_change_a_bit(reference, tmp_path):
+    record_made_up(tmp_path, workers=2)
+    assert files_of(tmp_path) == files_of(reference)
+
+
+def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch):
+    """The disk is full at one agent's fourth episode; the same call goes on when there is room."""
+    write, count = lerobot.write_atomically, []
+
+    def full_later(path, data):
+        if path.name == "file-003.parquet" and "agent1" in str(path):
+            count.append(path)
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(lerobot, "write_atomically", full_later)
+    with pytest.raises(UserError, match="the disk is full"):
+        record_made_up(tmp_path, workers=1)
+    monkeypatch.undo()
+    assert (
+        count and len(list(tmp_path.glob("agent0/data/*/*"))) == 4 and len(list(tmp_path.glob("agent1/data/*/*"))) == 3
+    )
+    record_made_up(tmp_path, workers=2)
+    assert files_of(tmp_path) == files_of(reference)
+
+
+def test_a_lost_dataset_of_one_agent_is_made_again(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "agent1")
+    record_made_up(tmp_path, workers=1)
+    assert files_of(tmp_path) == files_of(reference)
+
+
+RECORDING = """
+import sys
+from pathlib import Path
+from robofactory.config import run_command
+from robofactory.demos.record import record
+sys.path.insert(0, {tests!r})
+from players import SlowPlayer, small_scene
+if __name__ == "__main__":
+    home = Path({home!r})
+    directories = [home / "agent0", home / "agent1"]
+    run_command(lambda: record(small_scene(), 8, workers=1, directories=directories, make_player=SlowPlayer))
+"""
+
+
+def test_stopped_at_any_time_the_same_command_continues(reference, tmp_path):
+    """Ctrl-C after some episodes, kill -9 after some more; then it may finish."""
+    home, pids = tmp_path / "home", tmp_path / "pids"
+    pids.mkdir()
+    script = tmp_path / "recording.py"
+    script.write_text(RECORDING.format(tests=str(Path(__file__).parent), home=str(home)))
+    environment = os.environ | {"PIDS": str(pids), "OMP_NUM_THREADS": "1"}
+    errors = {}
+    for how, after in ((signal.SIGINT, 2), (signal.SIGKILL, 4)):
+        run = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True)
+        _wait_for((home / f"agent0/data/chunk-000/file-{after:03d}.parquet").exists)
+        run.send_signal(how)
+        errors[how] = run.communicate(timeout=100)[1]
+        assert run.returncode == (130 if how == signal.SIGINT else -9), errors[how]
+        workers = [Path("/proc", file.name, "exe") for file in pids.iterdir()]  # a zombie has no exe
+        _wait_for(lambda workers=workers: not any(worker.exists() for worker in workers))  # none outlives its parent
+        for file in home.glob("**/file-*.parquet"):
+            lerobot.read_parquet(file, ["action"])  # whole
+        assert not (home / "agent0/meta/info.json").exists()
+    assert "the same command continues" in errors[signal.SIGINT] and "Traceback" not in errors[signal.SIGINT]
+    subprocess.run([sys.executable, str(script)], env=environment, check=True)
+    assert files_of(home) == files_of(reference)
+
+
+def _wait_for(condition) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_complete_dataset_is_left_as_it_is(reference, tmp_path, capsys):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.parquet")}
+    record_made_up(tmp_path, make_player=DyingPlayer)  # no worker is started
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.parquet")}
+    assert "8 episodes (0 perturbed), 3 seeds dropped" in capsys.readouterr().out
+
+
+def test_other_noise_or_another_scene_is_not_mixed_in(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"another noise_share .* delete it or choose another --num"):
+        record_made_up(tmp_path, noise_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"num": 0}, "--num must be at least 1, got 0"),
+        ({"workers": 0}, "--workers must be at least 1, got 0"),
+        ({"noise_share": 1.5}, r"--noise must be in \[0, 1\], got 1.5"),
+        ({"first_seed": FIRST_EVALUATION_SEED}, "--seed must be in .* for evaluation"),
+    ],
+)
+def test_bad_numbers_are_named(tmp_path, options, problem):
+    with pytest.raises(UserError, match=problem):
+        record_made_up(tmp_path, **options)
+
+
+def test_the_seeds_of_the_evaluation_are_never_recorded(tmp_path):
+    with pytest.raises(UserError, match="seed 10000 is for evaluation"):
+        record_made_up(tmp_path, first_seed=FIRST_EVALUATION_SEED - 3, workers=1)
+    assert len(list(tmp_path.glob("agent0/data/*/*.parquet"))) == 2  # 9997 fails, 9998 and 9999 are there
+
+
+def test_an_expert_that_always_fails_ends_the_recording(tmp_path):
+    with pytest.raises(UserError, match="the expert failed on 50 seeds on end"):
+        record_made_up(tmp_path, make_player=HopelessPlayer, workers=1)
+
+
+def test_a_worker_that_dies_is_told_with_its_seed(tmp_path):
+    with pytest.raises(UserError, match=r"the process that recorded seed 3 died \(exit code 9\)"):
+        record_made_up(tmp_path, make_player=DyingPlayer, workers=1)
+    assert seeds_on_disk(tmp_path) == [0, 2]
+
+
+def test_what_a_worker_cannot_do_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^no device here can render; install a Vulkan driver$"):
+        record_made_up(tmp_path, make_player=BlindPlayer, workers=1)
+
+
+def seeds_on_disk(home: Path) -> list[int]:
+    from robofactory.data.episodes import DatasetWriter
+    from robofactory.demos.record import describe
+
+    return DatasetWriter(home / "agent0", describe(small_scene(), 0, 0.0, 0)).seeds
+
+
+# ------------------------------------------------------------------------------------------------ with the simulator
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("simulated")
+    record(small_scene(), 3, noise_share=0.6, workers=1, directories=[home / "agent0", home / "agent1"])
+    return home
+
+
+@pytest.mark.sim
+def test_simulated_recording_is_the_same_bit_for_bit_with_two_workers(simulated, tmp_path):
+    """A mere reset of the simulator is not enough for that: contacts would depend on the episodes played before."""
+    record(small_scene(), 3, noise_share=0.6, workers=2, directories=[tmp_path / "agent0", tmp_path / "agent1"])
+    assert files_of(tmp_path) == files_of(simulated)
+
+
+@pytest.mark.sim
+def test_proprio_is_measured_before_the_action_and_differs_from_it(simulated):
+    """Stored as the commanded action, it would be the label itself, and a policy trained on it never moves."""
+    rest = np.array(small_scene().robots[0].rest_qpos[:7])
+    for agent in (0, 1):
+        reader = DatasetReader(simulated / f"agent{agent}")
+        for episode in range(reader.num_episodes):
+            proprio, actions = reader.proprio(episode), reader.actions(episode)
+            np.testing.assert_allclose(proprio[0, :7], rest, atol=1e-3)  # nothing has moved yet
+            assert proprio[0, 7] == pytest.approx(1.0, abs=1e-3)
+            gap = np.abs(actions[:, :7] - proprio[:, :7]).max(axis=1)
+            assert (gap[:10] > 0.005).all()  # on its way, the target leads
+            calm = ~reader.all_perturbed[reader.episode_frames(episode)]
+            if calm.all():  # the arm follows: the next measurement lies between this one and its target
+                way, moved = actions[:10, :7] - proprio[:10, :7], proprio[1:11, :7] - proprio[:10, :7]
+                share = (way * moved).sum() / (way * way).sum()
+                assert 0.05 < share < 0.95
+
+
+@pytest.mark.sim
+def test_perturbed_frames_are_marked_and_labelled_by_the_expert(simulated):
+    reader = DatasetReader(simulated / "agent0")
+    kinds = [reader.all_perturbed[reader.episode_frames(episode)] for episode in range(reader.num_episodes)]
+    assert any(kind.any() for kind in kinds) and any(not kind.any() for kind in kinds)
+    for episode, kind in enumerate(kinds):
+        assert not kind[-5:].any()  # after success it holds, undisturbed
+        assert set(np.unique(reader.actions(episode)[:, 7])) == {-1.0, 1.0}  # the expert's, whatever was executed
+
+
+@pytest.mark.sim
+def test_pictures_of_all_views_change_while_the_arms_move(simulated):
+    reader = DatasetReader(simulated / "agent1")
+    first, last = reader.frame(0, 0)[0].images, reader.frame(0, int(reader.episode_lengths[0]) - 1)[0].images
+    assert list(first) == ["side", "overhead", "wrist"]
+    for view in first:
+        assert first[view].shape == (12, 16, 3) and first[view].std() > 5
+        assert np.abs(first[view].astype(int) - last[view]).mean() > 1
