@@ -1,0 +1,381 @@
+"""Play a task in simulation with trained policies and report how often they succeed.
+
+Every agent of the task acts by its own checkpoint, one policy call per control step; or one does, beside the scripted
+expert. Results, videos and a report that opens without a network land in one directory.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robofactory.config import (
+    SceneConfig,
+    UserError,
+    expert_results_dir,
+    find_checkpoint,
+    load_scene,
+    look_of,
+    require_agent,
+    results_dir,
+    run_command,
+    run_dir,
+    scene_file,
+    to_yaml,
+    with_look,
+)
+
+if TYPE_CHECKING:
+    from robofactory.evaluation.results import EpisodeResult, Evaluation, Protocol
+
+EXPERT = "expert"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="eval.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+examples:
+  bash eval.sh --policy openvla --task LiftBarrier-rf \\
+      --config robofactory/configs/table/lift_barrier.yaml --checkpoint epoch_300
+  bash eval.sh --task LiftBarrier-rf --checkpoint latest --partner expert --agent_id 0    agent 0 beside the expert
+  bash eval.sh --task LiftBarrier-rf --policy expert --videos 2                           the expert: a sanity check
+  bash eval.sh --task LiftBarrier-rf --checkpoint 'my/runs/LiftBarrier-rf_Agent{agent}_150/epoch_8'
+
+Any key of the scene may be overridden, for instance success.max_tilt_deg=5. Pictures are rendered as the policy was
+trained unless visual_detail or shader is overridden.""",
+    )
+    add = parser.add_argument
+    add(
+        "--policy",
+        default="openvla",
+        choices=["openvla", EXPERT],
+        help="kind of policy, or the scripted expert for every agent (default: openvla)",
+    )
+    add("--task", required=True, help="for instance LiftBarrier-rf")
+    add("--config", help="scene of the task, .yaml (default: the task's own)")
+    add(
+        "--checkpoint",
+        default="latest",
+        help="epoch_N, latest, or the path of a checkpoint directory (it has a '/'), where '{agent}' stands for the "
+        "agent's number (default: latest)",
+    )
+    add(
+        "--data_num",
+        type=int,
+        help="demonstrations the policies were trained on, the end of the run's name (default: the only one there is)",
+    )
+    add("--partner", choices=[EXPERT], help="the scripted expert drives all agents but --agent_id")
+    add("--agent_id", type=int, help="with --partner: the agent that its policy drives")
+    add("--episodes", type=int, default=50, help="how many, one a seed (default: 50)")
+    add(
+        "--seed",
+        type=int,
+        default=10_000,
+        help="of the first episode; demonstrations have those below 10000 (default: 10000)",
+    )
+    add("--max_steps", type=int, help="control steps after which an episode has failed (default: the scene's)")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest action token, above samples (default: 0)")
+    add("--workers", type=int, help="processes (default: one a core; one where a GPU runs the policies)")
+    add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
+    add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
+    add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
+    add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
+    args = parser.parse_intermixed_args(arguments)
+    for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1}.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be {least} or more")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    from robofactory.evaluation import report, results, rollout
+
+    results.require_unseen_seeds(args.seed, args.episodes)
+
+    # ---- who drives whom, and what they see
+    scene_path = Path(args.config) if args.config else scene_file(args.task)
+    scene = load_scene(scene_path, args.overrides)
+    if scene.task != args.task:
+        raise UserError(f"{scene_path} is the scene of {scene.task}, not of {args.task}")
+    learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
+    checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
+    root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
+    device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
+    looks, fingerprints = inspect_policies(checkpoints, device)
+    scene = scene_as_trained(scene, looks, args.overrides)
+    if args.max_steps:
+        scene = dataclasses.replace(scene, max_episode_steps=args.max_steps)
+    per_agent = [checkpoints.get(agent) for agent in range(scene.num_agents)]
+    protocol = results.Protocol(
+        task=scene.task,
+        policy=args.policy,
+        checkpoint=checkpoint_name(checkpoints, args.checkpoint) if learned else None,
+        drivers=[args.policy if agent in checkpoints else EXPERT for agent in range(scene.num_agents)],
+        checkpoints=[None if path is None else str(path) for path in per_agent],
+        fingerprints=[fingerprints.get(agent) for agent in range(scene.num_agents)],
+        weights=[None if path is None else results.digest_of_weights(path) for path in per_agent],
+        first_seed=args.seed,
+        num_episodes=args.episodes,
+        max_steps=scene.max_episode_steps,
+        temperature=args.temperature,
+        scene=to_yaml(scene),
+        renderer=results.renderer(),
+        versions=results.versions(),
+    )
+
+    # ---- play what is not played yet
+    directory = root / directory_name(learned, scene.num_agents)
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"{protocol.title}: {args.episodes} episodes of {scene.task}, {num_workers} at a time, into {directory}")
+    plan = rollout.Plan(
+        scene, per_agent, args.temperature, device, directory if args.videos else None, num_threads
+    )  # fmt: skip
+    done = unfinished_episodes(directory, protocol)
+    evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers)
+
+    # ---- keep some videos, report
+    evaluation = keep_videos(evaluation, directory, args.videos)
+    results.save(evaluation, directory)
+    html = report.write_report_of_root(root)
+    print(f"\n{report.as_text(evaluation)}\n\nepisodes, videos: {directory}\nreport: {html}")
+
+
+# --------------------------------------------------------------------------------------------------- who drives whom
+
+
+def learned_agents(scene: SceneConfig, policy: str, partner: str | None, agent_id: int | None) -> list[int]:
+    """The agents that a checkpoint drives; the expert has the others."""
+    if (partner is None) != (agent_id is None):
+        raise UserError(
+            "--partner expert and --agent_id go together: the agent acts by its policy, the expert for others"
+        )
+    if policy == EXPERT:
+        if partner is not None:
+            raise UserError("--policy expert drives every agent already; leave --partner and --agent_id away")
+        return []
+    if agent_id is None:
+        return list(range(scene.num_agents))
+    require_agent(scene, agent_id)
+    return [agent_id]
+
+
+def find_checkpoints(
+    policy: str, task: str, agents: list[int], checkpoint: str, data_num: int | None
+) -> dict[int, Path]:
+    """The checkpoint directory of each agent that has to have one.
+
+    Raises:
+        UserError: one is missing, or it is not clear which is meant; the line lists what there is.
+    """
+    if "/" in checkpoint:
+        if len(agents) > 1 and "{agent}" not in checkpoint:
+            raise UserError(
+                f"--checkpoint {checkpoint} is one directory for {len(agents)} agents; write {{agent}} where it has "
+                f"the agent's number, or evaluate one agent with --partner expert --agent_id K"
+            )
+        paths = {agent: Path(checkpoint.replace("{agent}", str(agent))) for agent in agents}
+        missing = [str(path) for path in paths.values() if not path.is_dir()]
+        if missing:
+            raise UserError(f"no checkpoint directory {missing[0]}")
+        return {agent: path.resolve() for agent, path in paths.items()}
+    trained = {agent: trained_runs(policy, task, agent) for agent in agents}
+    for agent, numbers in trained.items():
+        if not numbers:
+            command = f"bash train.sh --policy {policy} --task {task} --agent_id {agent}"
+            raise UserError(f"agent {agent} of {task} has no trained policy; train it: {command}")
+        if data_num not in (None, *numbers):
+            have = ", ".join(map(str, numbers))
+            raise UserError(f"--data_num {data_num}: agent {agent} of {task} has policies from {have} demonstrations")
+    if data_num is None and agents:
+        common = set.intersection(*(set(numbers) for numbers in trained.values()))
+        if len(common) != 1:
+            have = "; ".join(f"agent {agent}: {', '.join(map(str, numbers))}" for agent, numbers in trained.items())
+            raise UserError(
+                f"policies were trained on several numbers of demonstrations ({have}); choose with --data_num"
+            )
+        data_num = common.pop()
+    return {agent: find_checkpoint(run_dir(policy, task, agent, data_num or 0), checkpoint) for agent in agents}
+
+
+def trained_runs(policy: str, task: str, agent: int) -> list[int]:
+    """The numbers of demonstrations that this agent's policies were trained on."""
+    name = re.compile(rf"{re.escape(task)}_Agent{agent}_(\d+)")
+    parent = run_dir(policy, task, agent, 0).parent
+    matches = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def checkpoint_name(checkpoints: dict[int, Path], asked: str) -> str:
+    """`epoch_N` where every agent has the same, also when `latest` was asked for."""
+    names = {path.name for path in checkpoints.values()}
+    return names.pop() if len(names) == 1 else Path(asked).name
+
+
+def results_root(policy: str, task: str, checkpoints: dict[int, Path], asked: str) -> Path:
+    """Where the evaluations of these checkpoints lie side by side under one report."""
+    if not checkpoints:
+        return expert_results_dir(task)
+    runs = [path.parent.name for path in checkpoints.values()]
+    numbers = {match[1] for match in (re.fullmatch(rf"{re.escape(task)}_Agent\d+_(\d+)", run) for run in runs) if match}
+    if len(numbers) != 1:
+        raise UserError(f"{runs[0]} is not named {task}_Agent0_150 or alike; say with --output where the results go")
+    return results_dir(policy, task, int(numbers.pop()), checkpoint_name(checkpoints, asked))
+
+
+def directory_name(learned: list[int], num_agents: int) -> str:
+    if not learned:
+        return "expert"
+    return "all_agents" if len(learned) == num_agents else f"agent{learned[0]}_beside_expert"
+
+
+# --------------------------------------------------------------------------------------------------- what they see
+
+
+def inspect_policies(checkpoints: dict[int, Path], device: str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """The look each policy was trained on, and its fingerprint. Loads them: a broken one fails here, at once."""
+    if not checkpoints:
+        return {}, {}
+    from robofactory.policy import Policy
+
+    looks, fingerprints = {}, {}
+    for agent, directory in checkpoints.items():
+        policy = Policy.load(directory, device)
+        looks[agent], fingerprints[agent] = policy.codec.look, policy.fingerprint
+    return looks, fingerprints
+
+
+def scene_as_trained(scene: SceneConfig, looks: dict[int, dict[str, Any]], overrides: Sequence[str]) -> SceneConfig:
+    """The scene rendered as the policies were trained, except for what the user asked for in so many words.
+
+    Raises:
+        UserError: the policies were trained on different looks: no scene suits both.
+    """
+    if not looks:
+        return scene
+    (first, look), *others = looks.items()
+    for agent, other in others:
+        if other != look:
+            raise UserError(
+                f"agent {first} was trained on pictures with {describe(look)}, agent {agent} with {describe(other)}; "
+                f"train both alike, or evaluate each beside the expert (--partner expert --agent_id K)"
+            )
+    if not look:
+        given = describe(look_of(scene))
+        print(f"warning: the policies do not say what pictures they were trained on; rendering with {given}")
+        return scene
+    asked = {override.partition("=")[0] for override in overrides} & {"visual_detail", "shader"}
+    trained = with_look(scene, look)
+    scene = dataclasses.replace(trained, **{key: getattr(scene, key) for key in asked})
+    if scene == trained:
+        print(f"rendering as in training: {describe(look)}")
+    else:
+        print(f"warning: rendering with {describe(look_of(scene))} as asked; trained with {describe(look)}")
+    return scene
+
+
+def describe(look: dict[str, Any]) -> str:
+    if not look:
+        return "an unknown look"
+    sizes = sorted({f"{width}x{height}" for width, height in look["camera_sizes"].values()})
+    return f"{look['visual_detail']} detail, {look['shader']} shader, {' and '.join(sizes)} px"
+
+
+# ------------------------------------------------------------------------------------------------------------- play
+
+
+def hardware(device: str | None, workers: int | None, has_policies: bool) -> tuple[str, int, int]:
+    """Device of the policies, number of processes, threads in each."""
+    import torch
+
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: there is no CUDA GPU; leave it away, or use cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or (1 if device.startswith("cuda") and has_policies else cores)
+    num_threads = max(1, cores // workers)
+    for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS"):  # of numpy and torch; of Mesa's software renderer
+        os.environ.setdefault(name, str(num_threads))
+    return device, workers, num_threads
+
+
+def unfinished_episodes(directory: Path, protocol: "Protocol") -> "list[EpisodeResult]":
+    """The episodes of an interrupted evaluation by the same protocol; a complete one is played again from the start."""
+    from robofactory.evaluation import results
+
+    if not (directory / results.SUMMARY).exists():
+        return []
+    try:
+        earlier = results.load(directory)
+    except UserError:  # of another version: its numbers are replaced
+        return []
+    if earlier.protocol != protocol or earlier.is_complete:
+        return []
+    print(
+        f"continuing: {len(earlier.episodes)} episodes of this evaluation are done (delete {directory} to start over)"
+    )
+    return earlier.episodes
+
+
+def play(
+    protocol: "Protocol", done: "list[EpisodeResult]", directory: Path, setup: Any, num_workers: int
+) -> "Evaluation":
+    """The whole evaluation; what is complete is on disk after every episode."""
+    from tqdm import tqdm
+
+    from robofactory.evaluation import results, rollout, workers
+
+    episodes = list(done)
+    played = {episode.seed for episode in done}
+    remove_videos(directory, keep={episode.video for episode in done})
+    seeds = [seed for seed in protocol.seeds if seed not in played]
+    bar = tqdm(total=protocol.num_episodes, initial=len(done), unit="episode", dynamic_ncols=True, disable=None)
+    with bar:
+        for episode in workers.play_episodes(setup, seeds, num_workers):
+            if episode.outcome == results.CRASH:
+                tqdm.write(f"seed {episode.seed} crashed: {episode.reason}")
+                if (directory / rollout.video_name(episode.seed)).exists():
+                    episode = dataclasses.replace(episode, video=rollout.video_name(episode.seed))
+            episodes = sorted([*episodes, episode], key=lambda episode: episode.seed)
+            evaluation = results.Evaluation(protocol, episodes)
+            results.save(evaluation, directory)
+            rate = f"success {evaluation.count(results.SUCCESS)}/{len(evaluation.judged)}"
+            bar.set_postfix_str(rate)
+            bar.update()
+            if bar.disable and len(episodes) % 10 == 0:  # piped into a file: a line now and then
+                print(f"{len(episodes)}/{protocol.num_episodes} episodes, {rate}", flush=True)
+    return results.Evaluation(protocol, episodes)
+
+
+def keep_videos(evaluation: "Evaluation", directory: Path, num_videos: int) -> "Evaluation":
+    """Delete all videos but so many: crashes and failures first, yet a quarter successes if there are."""
+    from robofactory.evaluation import results
+
+    filmed = [episode for episode in evaluation.episodes if episode.video]
+    good = [episode.video for episode in filmed if episode.outcome == results.SUCCESS]
+    bad = [episode.video for episode in filmed if episode.outcome != results.SUCCESS]
+    num_bad = min(len(bad), num_videos - min(len(good), num_videos // 4))
+    kept = set(bad[:num_bad] + good[: num_videos - num_bad])
+    remove_videos(directory, keep=kept)
+    episodes = [e if e.video in kept else dataclasses.replace(e, video=None) for e in evaluation.episodes]
+    return results.Evaluation(evaluation.protocol, episodes)
+
+
+def remove_videos(directory: Path, keep: set[str | None]) -> None:
+    from robofactory.evaluation.results import VIDEOS
+
+    for path in (directory / VIDEOS).glob("*.mp4"):
+        if f"{VIDEOS}/{path.name}" not in keep:
+            path.unlink()
+
+
+if __name__ == "__main__":
+    run_command(main)

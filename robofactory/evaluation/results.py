@@ -1,0 +1,251 @@
+"""What an evaluation says: one record per episode, the protocol that produced them, and the numbers over all of them.
+
+On disk `{directory}/episodes.json` and `{directory}/summary.json`, both replaced atomically after every episode: an
+interrupted evaluation keeps what was complete.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from robofactory.config import PACKAGE, UserError
+
+SUCCESS, FAILURE, CRASH = "success", "failure", "crash"
+EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
+FORMAT_VERSION = 1
+FIRST_SEED = 10_000  # demonstrations are recorded with seeds below
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode.
+
+    outcome: "success" (the task's honest test), "failure" (the step limit came first) or "crash" (an exception in the
+        simulator or the policy: says nothing about the policy, and is counted in no rate).
+    seconds: wall time with rendering, video and policy.
+    success_robofactory: RoboFactory's own, looser test was met at some step.
+    phases: what the expert would do next, one per agent, at the last step.
+    reason: why it was no success, in words; for a crash the exception.
+    measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
+    policy_ms: mean over the policy calls; None when the expert drove every agent.
+    video: path below the evaluation's directory.
+    """
+
+    seed: int
+    outcome: str
+    steps: int
+    seconds: float
+    success_robofactory: bool
+    phases: list[str]
+    reason: str | None
+    measures: dict[str, float]
+    policy_ms: float | None
+    video: str | None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that has to be the same for two evaluations to be comparable, and for one to be repeated."""
+
+    task: str
+    policy: str
+    checkpoint: str | None
+    drivers: list[str]  # per agent: the policy's name, or "expert"
+    checkpoints: list[str | None]  # per agent: the directory; None for the expert
+    fingerprints: list[str | None]  # per agent: of preprocessing and statistics
+    weights: list[str | None]  # per agent: sha256 over the weight files
+    first_seed: int
+    num_episodes: int
+    max_steps: int
+    temperature: float
+    scene: str  # YAML, as it was simulated
+    renderer: str
+    versions: dict[str, str]
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_episodes)
+
+    @property
+    def title(self) -> str:
+        learned = [agent for agent, driver in enumerate(self.drivers) if driver != "expert"]
+        if not learned:
+            return "The scripted expert drives every agent"
+        if len(learned) == len(self.drivers):
+            return "All agents by their learned policies" if len(learned) > 1 else "The learned policy"
+        named = ", ".join(str(agent) for agent in learned)
+        return f"Agent {named} by its learned policy, the expert beside it"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    protocol: Protocol
+    episodes: list[EpisodeResult]  # by seed
+
+    @property
+    def is_complete(self) -> bool:
+        return {episode.seed for episode in self.episodes} == set(self.protocol.seeds)
+
+    def count(self, outcome: str) -> int:
+        return sum(episode.outcome == outcome for episode in self.episodes)
+
+    @property
+    def judged(self) -> list[EpisodeResult]:
+        """The episodes that ran to their end: those a rate is a rate of."""
+        return [episode for episode in self.episodes if episode.outcome != CRASH]
+
+    def summary(self) -> dict[str, Any]:
+        """Rates with 95 % intervals, means over the judged episodes, and why the others failed."""
+        judged = self.judged
+        robofactory = sum(episode.success_robofactory for episode in judged)
+        policy_ms = [episode.policy_ms for episode in judged if episode.policy_ms is not None]
+        return {
+            "episodes": len(self.episodes),
+            "successes": self.count(SUCCESS),
+            "failures": self.count(FAILURE),
+            "crashes": self.count(CRASH),
+            "success": _rate(self.count(SUCCESS), len(judged)),
+            "success_robofactory": _rate(robofactory, len(judged)),
+            "mean_steps": _mean([episode.steps for episode in judged]),
+            "mean_steps_of_successes": _mean([e.steps for e in judged if e.outcome == SUCCESS]),
+            "mean_seconds": _mean([episode.seconds for episode in judged]),
+            "mean_policy_ms": _mean(policy_ms),
+            "failed_because": dict(Counter(e.reason for e in judged if e.outcome == FAILURE).most_common()),
+            "failed_in_phases": dict(
+                Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE).most_common()
+            ),
+            "crashed_because": dict(Counter(e.reason for e in self.episodes if e.outcome == CRASH).most_common()),
+        }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The Wilson score interval for a proportion at 95 % confidence.
+
+    Good for few trials and for rates near 0 and 1, where the normal approximation is not; (0, 1) for no trials.
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    assert 0 <= successes <= trials, (successes, trials)
+    if trials == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054  # the 97.5 % point of the standard normal
+    rate = successes / trials
+    centre = rate + z**2 / (2 * trials)
+    half_width = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    low = 0.0 if successes == 0 else (centre - half_width) / scale  # exact at the ends, no rounding residue
+    high = 1.0 if successes == trials else (centre + half_width) / scale
+    return low, high
+
+
+def require_unseen_seeds(first_seed: int, num_episodes: int) -> None:
+    """Raises UserError for seeds that demonstrations may have been recorded with."""
+    if first_seed < FIRST_SEED:
+        last = first_seed + num_episodes - 1
+        raise UserError(
+            f"--seed {first_seed}: seeds {first_seed}..{last} overlap the demonstrations' 0..{FIRST_SEED - 1}; "
+            f"use {FIRST_SEED} or above"
+        )
+
+
+def digest_of_weights(checkpoint: Path) -> str:
+    """sha256 over the weight files of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def renderer() -> str:
+    """The graphics device that draws the pictures."""
+    import sapien
+
+    summary = sapien.render.get_device_summary().strip().splitlines()
+    return summary[0].strip() if summary else "none"
+
+
+def versions() -> dict[str, str]:
+    """Of the software that decides what happens in an episode."""
+    packages = ("robofactory", "torch", "transformers", "timm", "numpy", "mani_skill", "sapien")
+    found = {"python": platform.python_version(), "platform": platform.platform()} | {n: version(n) for n in packages}
+    try:
+        command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty"]
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # installed without git, or from a wheel
+        found["commit"] = "unknown"
+    return found
+
+
+def save(evaluation: Evaluation, directory: Path) -> None:
+    """Write both files; each is the old one or the new one at any moment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / EPISODES, _json([asdict(episode) for episode in evaluation.episodes]))
+    head = {"format_version": FORMAT_VERSION, "complete": evaluation.is_complete, "title": evaluation.protocol.title}
+    write_atomically(
+        directory / SUMMARY,
+        _json({**head, "results": evaluation.summary(), "protocol": asdict(evaluation.protocol)}),
+    )
+
+
+def load(directory: Path) -> Evaluation:
+    """The inverse of `save`.
+
+    Raises:
+        UserError: a file is missing, cut short or of another version; the line names it.
+    """
+    summary, episodes = _read_json(directory / SUMMARY), _read_json(directory / EPISODES)
+    written = summary.get("format_version")
+    if written != FORMAT_VERSION:
+        raise UserError(
+            f"{directory / SUMMARY} has format {written}, this version reads {FORMAT_VERSION}; evaluate again"
+        )
+    names = {field.name for field in fields(EpisodeResult)}
+    if any(set(episode) != names for episode in episodes) or set(summary["protocol"]) != {
+        f.name for f in fields(Protocol)
+    }:
+        raise UserError(f"{directory} has other fields than this version writes; evaluate again")
+    return Evaluation(Protocol(**summary["protocol"]), [EpisodeResult(**episode) for episode in episodes])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _rate(successes: int, trials: int) -> dict[str, Any]:
+    return {
+        "count": successes,
+        "of": trials,
+        "rate": successes / trials if trials else None,
+        "interval_95": list(wilson_interval(successes, trials)),
+    }
+
+
+def _mean(values: Sequence[float | int]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {path.parent}; it holds no evaluation") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); evaluate again") from None

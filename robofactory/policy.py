@@ -1,0 +1,45 @@
+"""A checkpoint that acts: the only inference path, used by evaluation and by serving alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from robofactory import checkpoint
+from robofactory.codec.codec import Codec
+from robofactory.model.openvla import OpenVLA
+from robofactory.shapes import Observation
+
+
+class Policy:
+    """Observations in, actions out. One policy controls one agent; several observations make one batch."""
+
+    def __init__(self, model: OpenVLA, codec: Codec, temperature: float = 0.0, seed: int = 0):
+        self.model, self.codec, self.temperature = model, codec, temperature
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu", temperature: float = 0.0, seed: int = 0) -> "Policy":
+        """Raises UserError when the directory is no checkpoint; the line names the file that is missing or wrong."""
+        model, codec, _ = checkpoint.load_model(Path(directory), device)
+        return cls(model, codec, temperature, seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the preprocessing and the statistics (hex digest)."""
+        return self.codec.fingerprint
+
+    @torch.inference_mode()
+    def act(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "b a"]:
+        """Absolute joint targets in rad and the gripper command in [-1, 1] for each observation.
+
+        Greedy for temperature 0, otherwise sampled. Raises UserError for an observation the policy was not trained on
+        (a missing view, a wrong dtype, a NaN).
+        """
+        batch = self.codec.encode_observations(observations).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator)
+        return self.codec.decode_actions(tokens.cpu().numpy())

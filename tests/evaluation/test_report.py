@@ -1,0 +1,120 @@
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from evaluation_samples import film, sample_evaluation
+
+from robofactory.evaluation import report, results
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
+
+VOID = {"meta", "br", "link", "img", "circle", "path"}
+
+
+class Page(HTMLParser):
+    """Collects elements; fails on an end tag that closes something else."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two evaluations side by side, one with a video, and the run of their policy."""
+    run = tmp_path / "checkpoints" / "LiftBarrier-rf_Agent0_150"
+    (run / "epoch_8").mkdir(parents=True)
+    lines = [{"step": 10 * k, "epoch": 0, "lr": 1e-3 / k, "train_loss": 5.0 / k} for k in range(1, 50)]
+    lines += [{"step": 490, "epoch": 1, "val_loss": 0.2}, {"step": 500, "epoch": 1, "train_loss": math.nan}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, outcomes in {"all_agents": [SUCCESS, FAILURE, CRASH], "agent0_beside_expert": [SUCCESS, SUCCESS]}.items():
+        directory = tmp_path / "results" / name
+        evaluation = sample_evaluation(outcomes, str(run / "epoch_8"))
+        first = dataclasses.replace(evaluation.episodes[0], video=film(directory, 10_000, 3))
+        results.save(dataclasses.replace(evaluation, episodes=[first, *evaluation.episodes[1:]]), directory)
+    return tmp_path / "results"
+
+
+def test_the_report_needs_no_network_and_no_file_beside_it(root):
+    text = report.write_report_of_root(root).read_text()
+    page = Page(text)
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "poster", "data", "xlink:href", "srcset", "action"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:", "#")), f"<{tag} {name}={target[:60]}> is fetched"
+    assert not re.search(r"https?://|@import|url\(|fetch\(|import\(", text)
+
+
+def test_the_report_plays_every_kept_video(root):
+    page = Page(report.write_report_of_root(root).read_text())
+    videos = [attributes["src"] for tag, attributes in page.elements if tag == "video"]
+    assert len(videos) == 2
+    assert all(source.startswith("data:video/mp4;base64,AAAA") for source in videos)
+
+
+def test_the_report_shows_all_evaluations_of_a_root_and_a_row_for_each_episode(root):
+    page = Page(report.write_report_of_root(root).read_text())
+    assert sum(tag == "article" for tag, _ in page.elements) == 2
+    cells = [attributes["data-v"] for tag, attributes in page.elements if tag == "td" and "data-v" in attributes]
+    seeds = [value for value in cells if value in ("10000", "10001", "10002")]
+    assert seeds == ["10000", "10001", "10002", "10000", "10001"]
+    assert "1 of 2 unseen seeds" in page.text, "the crash must not be in the rate"
+
+
+def test_the_report_draws_training_curves_and_leaves_out_what_is_not_finite(root):
+    text = report.write_report_of_root(root).read_text()
+    curves = [attributes["points"] for tag, attributes in Page(text).elements if tag == "polyline"]
+    assert len(curves) == 3  # training and validation loss, learning rate
+    assert "nan" not in "".join(curves)
+    heights = [float(point.split(",")[1]) for point in curves[0].split()]
+    assert heights == sorted(heights), "a loss that falls must be drawn falling (down is larger)"
+
+
+def test_the_report_escapes_what_a_crash_says(root):
+    text = report.write_report_of_root(root).read_text()
+    assert "<the simulator>" not in text and "&lt;the simulator&gt; &amp; its driver" in text
+
+
+def test_a_report_without_training_metrics_is_whole(root, tmp_path):
+    report.write_report(tmp_path / "report.html", [root / "all_agents"], [tmp_path / "no_such_run"])
+    assert "Training" not in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_the_terminal_gets_both_tests_the_interval_and_the_crashes():
+    text = report.as_text(sample_evaluation([SUCCESS, SUCCESS, FAILURE, CRASH])).replace("\u00a0", " ")
+    assert "2/3 = 67 %, 95 % interval 21 to 94 %" in text
+    assert "success_robofactory  3/3 = 100 %" in text
+    assert "1 x agent 0 never held it" in text
+    assert "CRASHED              1 episodes, counted in no rate" in text
+    assert "31 ms" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_log"), [(0.0, 0.0, False), (0.7, 5.9, False), (-1.0, 1.0, False), (0.004, 0.3, True)]
+)
+def test_axis_marks_are_few_and_cover_the_data(low, high, is_log):
+    marks = report._marks(low, high, is_log)
+    assert marks[0] <= low and high <= marks[-1] and 2 <= len(marks) <= 6 and marks == sorted(set(marks))
