@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs"
+
+FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
 
 
 class UserError(ValueError):
@@ -101,7 +103,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DataloaderConfig:
-    batch_size: int = "${training.batch_size}"  # type: ignore[assignment]  # OmegaConf interpolation
+    batch_size: int = cast(int, "${training.batch_size}")  # OmegaConf fills it in
     num_workers: int = 2
 
 
@@ -227,7 +229,8 @@ def scene_file(task: str) -> Path:
     """
     from omegaconf import OmegaConf
 
-    files = {str(OmegaConf.load(path)["task"]): path for path in sorted((CONFIGS / "table").glob("*.yaml"))}
+    scenes: dict[Path, Any] = {path: OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))}
+    files = {str(scene["task"]): path for path, scene in scenes.items()}
     if task not in files:
         raise UserError(f"unknown task {task!r}{_did_you_mean(task, files)}; there are {', '.join(files)}")
     return files[task]
@@ -252,34 +255,39 @@ def _load(kind: type[Config], path: Path, overrides: Sequence[str]) -> Config:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
     from yaml import YAMLError
 
-    source = str(path)
+    source, defaults = str(path), OmegaConf.structured(kind)
     try:
-        config = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
+        given = OmegaConf.load(path)
+        if not OmegaConf.is_dict(given):
+            raise UserError(f"{source}: expected keys with values, not a list")
+        config = OmegaConf.merge(defaults, given)
         for override in overrides:
             source = f"override {override!r}"
-            if "=" not in override:
+            key, equals, value = override.partition("=")
+            if not (key and equals):
                 raise UserError(f"{source}: expected section.key=value")
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
+            OmegaConf.update(given, key, parsed["value"], merge=True)
+            config = OmegaConf.merge(defaults, given)
         source = str(path)
         return OmegaConf.to_object(config)  # type: ignore[return-value]
     except ConfigKeyError as error:
-        key = str(error.full_key)
-        raise UserError(f"{source}: unknown key {key!r}{_did_you_mean(key, _keys(kind))}") from None
+        raise UserError(f"{source}: unknown key {str(error.full_key)!r}{_meant_key(error)}") from None
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: key {error.full_key!r} is missing") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: key {error.full_key!r}: {str(error).splitlines()[0]}") from None
+    except (OmegaConfBaseException, TypeError, IndexError) as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{source}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
     except YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _keys(kind: type, prefix: str = "") -> list[str]:
-    keys = []
-    for entry in dataclasses.fields(kind):
-        keys.append(prefix + entry.name)
-        if dataclasses.is_dataclass(entry.type):
-            keys += _keys(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-    return keys
+def _meant_key(error: Any) -> str:
+    """The key of the same section that is spelled most alike."""
+    section, _, name = str(error.full_key).rpartition(".")
+    known = [entry.name for entry in dataclasses.fields(error.object_type)]
+    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {f'{section}.{guess[0]}' if section else guess[0]!r}?)" if guess else ""
 
 
 def _did_you_mean(word: str, known: Any) -> str:
@@ -324,6 +332,9 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")
     _require(len(d.views) > 0, path, "data.views", "must name at least one view")
     _require(
+        (d.image_width is None) == (d.image_height is None), path, "data.image_width", "goes together with image_height"
+    )
+    _require(
         not (m.use_lora and m.architecture),
         path,
         "model.use_lora",
@@ -336,7 +347,7 @@ def _check_scene(scene: SceneConfig, path: Path) -> None:
         scene.visual_detail in ("full", "low"), path, "visual_detail", f"{scene.visual_detail!r} is none of full, low"
     )
     _require(
-        scene.sim_freq_hz % scene.control_freq_hz == 0,
+        scene.control_freq_hz > 0 and scene.sim_freq_hz % scene.control_freq_hz == 0,
         path,
         "sim_freq_hz",
         f"{scene.sim_freq_hz} is no multiple of control_freq_hz={scene.control_freq_hz}",
@@ -363,6 +374,11 @@ def _check_scene(scene: SceneConfig, path: Path) -> None:
         at = f"cameras[{index}]"
         _require(uids.count(camera.uid) == 1, path, f"{at}.uid", f"{camera.uid!r} is there twice")
         _require(len(camera.position) == 3, path, f"{at}.position", f"needs 3 numbers, got {len(camera.position)}")
+        for key, length in {"quaternion": 4, "target": 3}.items():
+            numbers = getattr(camera, key)
+            _require(
+                numbers is None or len(numbers) == length, path, f"{at}.{key}", f"needs {length} numbers, got {numbers}"
+            )
         _require(
             (camera.quaternion is None) != (camera.target is None), path, at, "give quaternion or target, not both"
         )
@@ -386,9 +402,42 @@ def _check_scene(scene: SceneConfig, path: Path) -> None:
             f"there is no agent {camera.mount_agent}",
         )
     for view, pattern in scene.views.items():
+        odd = "{" in pattern.replace("{agent}", "") or "}" in pattern.replace("{agent}", "")
+        _require(not odd, path, f"views.{view}", f"{pattern!r}: only {{agent}} may stand in braces")
         for agent in range(len(scene.robots)):
             uid = pattern.format(agent=agent)
             _require(uid in uids, path, f"views.{view}", f"no camera {uid!r}; there are {', '.join(uids)}")
+
+
+def look_of(scene: SceneConfig) -> dict[str, Any]:
+    """How the scene's pictures look, as a codec keeps it: what a policy must meet again wherever it acts."""
+    cameras = {camera.uid: camera for camera in scene.cameras}
+    sizes = {view: cameras[uid.format(agent=0)] for view, uid in scene.views.items()}
+    return {
+        "visual_detail": scene.visual_detail,
+        "shader": scene.shader,
+        "camera_sizes": {view: [camera.width, camera.height] for view, camera in sizes.items()},  # px
+    }
+
+
+def with_look(scene: SceneConfig, look: dict[str, Any]) -> SceneConfig:
+    """The scene with pictures that look as `look_of` says.
+
+    Raises:
+        UserError: the look has a view that the scene has not.
+    """
+    size_of: dict[str, list[int]] = {}
+    for view, size in look["camera_sizes"].items():
+        if view not in scene.views:
+            raise UserError(f"{scene.task} has no view {view!r}; it has {', '.join(scene.views)}")
+        size_of |= {scene.views[view].format(agent=agent): size for agent in range(scene.num_agents)}
+    cameras = [
+        dataclasses.replace(camera, width=size_of[camera.uid][0], height=size_of[camera.uid][1])
+        if camera.uid in size_of
+        else camera
+        for camera in scene.cameras
+    ]
+    return dataclasses.replace(scene, visual_detail=look["visual_detail"], shader=look["shader"], cameras=cameras)
 
 
 # ----------------------------------------------------------------------------------------------------------- paths
@@ -409,6 +458,27 @@ def run_dir(policy: str, task: str, agent_id: int, num_episodes: int) -> Path:
 
 def results_dir(policy: str, task: str, num_episodes: int, checkpoint: str) -> Path:
     return home() / "results" / policy / f"{task}_{num_episodes}" / checkpoint
+
+
+def expert_results_dir(task: str) -> Path:
+    return home() / "results" / "expert" / task
+
+
+def find_checkpoint(run: Path, checkpoint: str) -> Path:
+    """The directory that `epoch_N`, `latest` or a path names.
+
+    Raises:
+        UserError: it is not there; the line lists the run's checkpoints, or says how to train one.
+    """
+    directory = Path(checkpoint) if "/" in checkpoint else run / checkpoint
+    if directory.is_dir():
+        return directory.resolve()
+    if not run.is_dir():
+        raise UserError(f"no trained policy in {run}; train it first: bash train.sh --help")
+    names = sorted(
+        (p.name for p in run.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda n: (len(n), n)
+    )
+    raise UserError(f"no checkpoint {checkpoint!r}; {run} has {', '.join(names) or 'none'}")
 
 
 def require_agent(scene: SceneConfig, agent_id: int) -> None:

@@ -1,0 +1,69 @@
+"""Seconds that save days: before the first step, prove that labels, inputs and gradients are connected."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from robofactory.codec.codec import Codec
+from robofactory.config import UserError
+from robofactory.model.openvla import OpenVLA
+from robofactory.shapes import Batch
+
+
+def preflight(model: OpenVLA, codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
+    """Check a model and a few examples; the weights and their gradients are left as they were.
+
+    Args:
+        batch: encoded from the dataset by the codec, on the model's device.
+        actions: the actions the dataset holds for these examples.
+    Raises:
+        UserError: the labels do not decode back to the actions, an input does not reach the logits, or a trainable
+            tensor gets no gradient. The line names which.
+    """
+    _labels_decode_to_the_actions(codec, batch, actions)
+    _every_input_changes_the_logits(model, batch, codec.views)
+    _every_trainable_tensor_gets_a_gradient(model, batch)
+
+
+def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
+    assert batch.action_tokens is not None
+    tokens = batch.action_tokens[:, : codec.action_dim].cpu().numpy()
+    error = np.abs(codec.decode_actions(tokens) - actions)
+    allowed = codec.half_bin * 1.001 + 1e-6
+    worst = int((error / allowed).max(axis=0).argmax())
+    if ((error > allowed) & ~codec.clipped(actions)).any():
+        raise UserError(
+            f"preflight: the labels do not decode back to the actions: dimension {worst} is off by "
+            f"{error[:, worst].max():.4g}, half a bin is {allowed[worst]:.4g}; the statistics are not of this dataset"
+        )
+
+
+@torch.no_grad()
+def _every_input_changes_the_logits(model: OpenVLA, batch: Batch, views: tuple[str, ...]) -> None:
+    reference = model.action_logits(batch)
+    changed = {}
+    for index, view in enumerate(views):
+        pixels = batch.pixel_values.clone()
+        pixels[:, index] = -pixels[:, index]
+        changed[f"view {view!r}"] = replace(batch, pixel_values=pixels)
+    ids = batch.input_ids.clone()
+    middle = ids.shape[1] // 2
+    ids[:, middle] = torch.where(ids[:, middle] == ids[:, 1], ids[:, 2], ids[:, 1])
+    changed["the instruction"] = replace(batch, input_ids=ids)
+    if batch.proprio is not None:
+        changed["proprio"] = replace(batch, proprio=batch.proprio + 1.0)
+    for name, other in changed.items():
+        if torch.equal(model.action_logits(other), reference):
+            raise UserError(f"preflight: {name} does not change the logits; the model cannot see it")
+
+
+def _every_trainable_tensor_gets_a_gradient(model: OpenVLA, batch: Batch) -> None:
+    with torch.autocast(batch.pixel_values.device.type, torch.bfloat16):
+        loss, _ = model(batch)
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    if without:
+        raise UserError(f"preflight: no gradient reaches {len(without)} trainable tensors: {', '.join(without[:5])}")

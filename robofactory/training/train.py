@@ -1,0 +1,268 @@
+"""Fine-tune OpenVLA, or train the tiny one from scratch, on the demonstrations of one agent."""
+
+import argparse
+import dataclasses
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robofactory.config import (
+    RecipeConfig,
+    SceneConfig,
+    UserError,
+    dataset_dir,
+    load_recipe,
+    load_scene,
+    require_agent,
+    run_command,
+    run_dir,
+    scene_file,
+)
+
+if TYPE_CHECKING:
+    from robofactory.shapes import Batch
+    from robofactory.training.distributed import Topology
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+examples:
+  bash train.sh --policy openvla --task LiftBarrier-rf --agent_id 0 --recipe robot_openvla_tiny     (a laptop's CPU)
+  bash train.sh --policy openvla --task LiftBarrier-rf --agent_id 0 --gpus 8                        (the 7B)
+  bash train.sh --task LiftBarrier-rf --all_agents --recipe robot_openvla_tiny training.num_epochs=4
+
+Any key of the recipe may be overridden: model.*, training.*, dataloader.*, data.*; the keys are in
+robofactory/config.py. Out of memory: dataloader.batch_size=8 training.gradient_accumulate_every=2.
+Demonstrations are recorded first when there are none.""",
+    )
+    parser.add_argument("--policy", default="openvla", choices=["openvla"], help="kind of policy (default: openvla)")
+    parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
+    agents = parser.add_mutually_exclusive_group()
+    agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
+    agents.add_argument("--all_agents", action="store_true", help="train every agent of the task, side by side on a CPU")
+    parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
+    parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
+    parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU (default: 1)")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one")
+    parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    scene_path = Path(args.config) if args.config else scene_file(args.task)
+    scene = load_scene(scene_path)
+    if scene.task != args.task:
+        raise UserError(f"{scene_path} is the scene of {scene.task}, not of {args.task}")
+    recipe = load_recipe(args.recipe, args.overrides)
+    require_agent(scene, args.agent_id)
+    require_hardware(recipe)
+    for agent_id in range(scene.num_agents) if args.all_agents else [args.agent_id]:
+        record_if_missing(scene, scene_path, recipe, agent_id)
+    if args.all_agents:
+        train_all_agents(scene.num_agents)
+    else:
+        train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position)
+
+
+def require_hardware(recipe: RecipeConfig) -> None:
+    """The published model wants a GPU and its weights; never a silent switch to something smaller."""
+    import torch
+
+    if recipe.model.architecture is None and not torch.cuda.is_available():
+        raise UserError(f"{recipe.model.model_name} has 7.6 billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+
+
+def record_if_missing(scene: SceneConfig, scene_path: Path, recipe: RecipeConfig, agent_id: int) -> None:
+    """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
+    data = recipe.data
+    command = ["--task", scene.task, "--config", str(scene_path), "--num", str(data.num_episodes), "--noise", str(data.noise_share), "--visual_detail", data.visual_detail]  # fmt: skip
+    if data.image_width and data.image_height:
+        command += ["--width", str(data.image_width), "--height", str(data.image_height)]
+    if (dataset_dir(scene.task, agent_id, data.num_episodes) / "meta" / "info.json").exists():
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise UserError(f"no demonstrations in {dataset_dir(scene.task, agent_id, data.num_episodes)}; record them first: python -m robofactory.demos.record {' '.join(command)}")  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "robofactory.demos.record", *command])
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+
+
+def train_all_agents(num_agents: int) -> None:
+    """One process an agent, side by side, the cores shared between them: faster than one after the other on a CPU."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--all_agents"]
+    threads = max(1, (os.cpu_count() or 1) // num_agents)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "robofactory.training.train", *arguments, "--agent_id", str(agent), "--bar_position", str(agent)], env=environment)  # fmt: skip
+        for agent in range(num_agents)
+    ]
+    try:
+        codes = [process.wait() for process in processes]
+    except KeyboardInterrupt:  # the children got the signal too: they finish their step and save
+        codes = [process.wait() for process in processes]
+    failed = [code for code in codes if code != 0]
+    if failed:
+        sys.exit(failed[0])
+
+
+# ------------------------------------------------------------------------------------------------------ the training
+
+
+def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, resume: bool, bar_position: int) -> None:
+    """Train one agent's policy; everything in the order of time."""
+    import torch
+    from torch.nn.utils import clip_grad_norm_
+
+    from robofactory import checkpoint
+    from robofactory.data.dataset import load_splits
+    from robofactory.training import distributed, optim
+    from robofactory.training.log import Log
+    from robofactory.training.metrics import score, validate
+    from robofactory.training.preflight import preflight
+
+    # ---- processes and random numbers
+    t = recipe.training
+    topology = distributed.start()
+    device = topology.device
+    torch.manual_seed(t.seed)
+
+    # ---- data: split by episode, encoded by the codec that is saved with the policy
+    data = load_splits(dataset_dir(scene.task, agent_id, recipe.data.num_episodes), recipe)
+    codec = data.codec
+    train_batches = data.train_batches(topology.rank, topology.world_size)
+    val_batches = data.val_batches(topology.rank, topology.world_size)
+    updates_per_epoch = -(-train_batches.num_batches // t.gradient_accumulate_every)
+    num_updates = t.max_steps or t.num_epochs * updates_per_epoch
+    num_epochs = -(-num_updates // updates_per_epoch)
+
+    # ---- model, proven to be connected before anything is spent
+    model = checkpoint.build_model(recipe, codec).to(device)
+    preflight(model, codec, *data.examples(8, device))
+    optimizer = optim.make_optimizer(model, t.learning_rate, t.weight_decay)
+    schedule = optim.make_schedule(optimizer, num_updates, t.warmup_ratio)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+
+    # ---- where to start
+    run = run_dir(policy, scene.task, agent_id, recipe.data.num_episodes)
+    update, start_epoch, start_micro = 0, 0, 0
+    if (run / "latest").exists():
+        if not resume:
+            raise UserError(f"{run} holds a trained policy; continue it with --resume, or move it away")
+        update, start_epoch, start_micro = restore(run / "latest", model, codec, optimizer, schedule)
+    wrapped = distributed.wrap(model, topology)
+    log = Log(run, dataclasses.asdict(recipe), topology, num_updates, update, bar_position)
+    log.input_images(*data.input_images())
+    stop = StopSignal()
+
+    def save(name: str, epoch: int, micro: int) -> None:
+        if topology.is_main:
+            state = {
+                "update": update, "epoch": epoch, "micro": micro,
+                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+            }  # fmt: skip
+            checkpoint.save(run, name, model, codec, recipe, state)
+
+    # ---- the loop
+    for epoch in range(start_epoch, num_epochs):
+        model.train()
+        micro = start_micro if epoch == start_epoch else 0
+        for window in windows(train_batches.epoch(epoch, first_batch=micro), t.gradient_accumulate_every):
+            for index, batch in enumerate(window):
+                batch = batch.to(device)
+                is_last = index == len(window) - 1
+                with contextlib.nullcontext() if is_last or wrapped is model else wrapped.no_sync():  # type: ignore
+                    with torch.autocast(device.type, torch.bfloat16):
+                        loss, predicted = wrapped(batch, t.soft_target_sigma_bins)
+                    (loss / len(window)).backward()
+            grad_norm = clip_grad_norm_(trainable, t.max_grad_norm)
+            require_finite(loss, grad_norm, epoch, update, topology)
+            lr = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            update, micro = update + 1, micro + len(window)
+            values = {"train_loss": loss.item(), "grad_norm": grad_norm.item()} | score(codec, predicted, batch)
+            log.step(sum(len(b.input_ids) for b in window), values, lr, epoch)
+            if distributed.any_rank(stop.requested, topology):
+                save(f"step_{update}", epoch, micro)
+                log.message(f"stopped at step {update}; --resume continues from {run / f'step_{update}'}")
+                log.close()
+                sys.exit(130)
+            if update == num_updates:
+                break
+        log.epoch(epoch=epoch + 1, **validate(model, codec, val_batches.epoch(0), topology))
+        if (epoch + 1) % t.checkpoint_every == 0 or epoch + 1 == num_epochs:
+            save(f"epoch_{epoch + 1}", epoch + 1, 0)
+
+    log.close()
+    log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}")
+    distributed.stop()
+
+
+def windows(batches: "Iterable[Batch]", size: int) -> "Iterator[list[Batch]]":
+    """The micro-batches of each optimizer step; the last window of an epoch may be shorter."""
+    window: list[Batch] = []
+    for batch in batches:
+        window.append(batch)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def require_finite(loss: Any, grad_norm: Any, epoch: int, update: int, topology: "Topology") -> None:
+    """The same verdict on all processes, before the weights move."""
+    import math
+
+    from robofactory.training.distributed import any_rank
+
+    if any_rank(not (math.isfinite(loss.item()) and math.isfinite(grad_norm.item())), topology):
+        raise UserError(f"loss {loss.item()} with gradient norm {grad_norm.item()} in epoch {epoch}, step {update}; the weights were not touched. Resume with a lower training.learning_rate")  # fmt: skip
+
+
+def restore(directory: Path, model: Any, codec: Any, optimizer: Any, schedule: Any) -> tuple[int, int, int]:
+    """Load weights, optimizer and schedule; the optimizer step, epoch and micro-batch to go on with.
+
+    Raises:
+        UserError: the checkpoint is of other data, or a file is missing.
+    """
+    from robofactory import checkpoint
+
+    saved_model, saved_codec, _ = checkpoint.load_model(directory)
+    if saved_codec.fingerprint != codec.fingerprint:
+        raise UserError(f"{directory} was trained with other data or preprocessing (codec {saved_codec.fingerprint[:12]}, now {codec.fingerprint[:12]}); move the run away, or restore its dataset and recipe")  # fmt: skip
+    model.load_state_dict(saved_model.state_dict())
+    state = checkpoint.load_training_state(directory)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return state["update"], state["epoch"], state["micro"]
+
+
+class StopSignal:
+    """The first SIGINT or SIGTERM asks the loop to finish its step and save; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.requested = True
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    run_command(main)

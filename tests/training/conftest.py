@@ -1,0 +1,53 @@
+"""A small dataset on disk whose actions can be read off its pictures and joint positions."""
+
+import numpy as np
+import pytest
+
+from robofactory.config import dataset_dir, load_recipe, load_scene, scene_file, to_yaml
+from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
+
+TASK, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 6, 10
+JOINTS = tuple(f"joint{i}" for i in range(1, 8)) + ("gripper",)
+SMALL = [
+    "model.architecture.image_size=28",
+    "model.architecture.dino={embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.architecture.siglip={embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.architecture.language={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
+    f"data.num_episodes={NUM_EPISODES}",
+    "data.val_ratio=0.2",
+    "dataloader.batch_size=8",
+    "dataloader.num_workers=0",
+    "training.num_epochs=3",
+    "training.checkpoint_every=1",
+]
+
+
+@pytest.fixture
+def scene():
+    return load_scene(scene_file(TASK))
+
+
+@pytest.fixture
+def recipe():
+    return load_recipe("robot_openvla_tiny", SMALL)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, scene):
+    """`$ROBOFACTORY_HOME` with the demonstrations of agent 0."""
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    write_dataset(dataset_dir(TASK, 0, NUM_EPISODES), to_yaml(scene))
+    return tmp_path
+
+
+def write_dataset(directory, scene_yaml):
+    random = np.random.default_rng(0)
+    sizes = {view: (24, 32) for view in ("side", "overhead", "wrist")}
+    writer = DatasetWriter(directory, DatasetDescription(scene_yaml, 0, sizes, JOINTS, fps=20))
+    for seed in range(NUM_EPISODES):
+        proprio = random.uniform(-1.0, 1.0, (LENGTH, 8)).astype(np.float32)
+        actions = np.clip(proprio + random.uniform(-0.1, 0.1, (LENGTH, 8)), -1, 1).astype(np.float32)
+        images = {view: [encode_png(random.integers(0, 256, (*size, 3), np.uint8)) for _ in range(LENGTH)] for view, size in sizes.items()}  # fmt: skip
+        writer.append(Episode(images, proprio, actions, np.zeros(LENGTH, bool), "lift the barrier", seed))
+    writer.finalize()

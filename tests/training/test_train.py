@@ -1,0 +1,107 @@
+"""What a user of the trainer relies on: it learns, it resumes exactly, it refuses what would ruin a run."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robofactory.config import UserError, load_recipe, run_dir
+from robofactory.training.train import parse_arguments, train, windows
+from tests.training.conftest import NUM_EPISODES, SMALL, TASK
+
+
+def metrics_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def run(home):
+    return run_dir("openvla", TASK, 0, NUM_EPISODES)
+
+
+def start(scene, recipe, resume=False):
+    train("openvla", scene, 0, recipe, resume, bar_position=0)
+
+
+def test_training_lowers_the_loss_and_leaves_what_the_seed_promises(run, scene):
+    start(scene, load_recipe("robot_openvla_tiny", [*SMALL, "training.num_epochs=12", "training.checkpoint_every=5", "training.learning_rate=3e-3"]))  # fmt: skip
+    val = [line["val_loss"] for line in metrics_of(run) if "val_loss" in line]
+    assert len(val) == 12 and val[-1] < val[0] - 0.5, f"validation loss did not fall: {val}"
+    assert sorted(p.name for p in run.glob("epoch_*")) == ["epoch_10", "epoch_12", "epoch_5"]
+    assert (run / "latest").resolve() == (run / "epoch_12").resolve()
+    assert {"codec.json", "config.yaml", "modules.safetensors", "training_state.pt"} <= {p.name for p in (run / "latest").iterdir()}  # fmt: skip
+    assert (run / "curves.png").stat().st_size > 1000 and (run / "input_images.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("stop_at", [4, 7], ids=["epoch_end", "mid_epoch"])
+def test_a_resumed_run_equals_one_that_was_never_stopped(run, scene, recipe, home, monkeypatch, stop_at):
+    start(scene, recipe)
+    undisturbed = load_file(run / "epoch_3" / "modules.safetensors")
+    losses = [line.get("val_loss") for line in metrics_of(run)]
+    run.rename(home / "undisturbed")
+
+    stop_after(monkeypatch, stop_at)
+    with pytest.raises(SystemExit) as stopped:
+        start(scene, recipe)
+    assert stopped.value.code == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(home))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    start(scene, recipe, resume=True)
+
+    resumed = load_file(run / "epoch_3" / "modules.safetensors")
+    assert [k for k in undisturbed if not torch.equal(undisturbed[k], resumed[k])] == []
+    assert [line.get("val_loss") for line in metrics_of(run)] == losses
+
+
+def stop_after(monkeypatch, num_updates):
+    """As if Ctrl-C came during this optimizer step."""
+    from robofactory.training import distributed
+
+    calls = iter(range(1, 1000))
+    original = distributed.any_rank
+    # the loop asks twice a step: is everything finite, was a stop requested
+    monkeypatch.setattr(distributed, "any_rank", lambda flag, t: next(calls) == 2 * num_updates or original(flag, t))
+
+
+def test_a_second_run_never_overwrites_a_trained_policy(run, scene, recipe):
+    start(scene, recipe)
+    before = (run / "latest" / "modules.safetensors").read_bytes()
+    with pytest.raises(UserError, match="--resume"):
+        start(scene, recipe)
+    assert (run / "latest" / "modules.safetensors").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(run, scene, recipe):
+    start(scene, recipe)
+    before = (run / "metrics.jsonl").read_text()
+    start(scene, recipe, resume=True)
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_accumulating_two_half_batches_equals_one_whole(run, scene, home):
+    losses = []
+    for name, half in {"whole": [], "halves": ["dataloader.batch_size=4", "training.gradient_accumulate_every=2"]}.items():
+        start(scene, load_recipe("robot_openvla_tiny", [*SMALL, "training.num_epochs=1", *half]))
+        losses.append(metrics_of(run)[-1]["val_loss"])
+        run.rename(home / name)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2), "bf16 rounding apart, the steps are the same"
+
+
+def test_the_last_window_of_an_epoch_may_be_shorter():
+    assert [len(window) for window in windows(range(7), 3)] == [3, 3, 1]  # type: ignore[arg-type]
+
+
+def test_the_7b_without_a_gpu_names_the_tiny_recipe(monkeypatch):
+    from robofactory.training import train as module
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="robot_openvla_tiny"):
+        module.require_hardware(load_recipe("robot_openvla"))
+
+
+def test_flags_and_overrides_may_be_mixed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "training.num_epochs=2", "--agent_id", "1", "data.num_episodes=3"])
+    args = parse_arguments()
+    assert (args.agent_id, args.overrides) == (1, ["training.num_epochs=2", "data.num_episodes=3"])
