@@ -1,0 +1,38 @@
+"""`robofactory STAGE ...`: names the stages of the pipeline and hands over to their files; nothing else."""
+
+import difflib
+import runpy
+import sys
+
+STAGES = {
+    "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
+    "train": ("robofactory.training.train", "train a policy on the demonstrations of one agent, or of each"),
+    "evaluate": (
+        "robofactory.evaluation.evaluate",
+        "play the task with trained policies: success, videos, report",
+    ),
+    "preview": ("robofactory.sim.env", "a picture of what every camera of a scene sees"),
+}
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: robofactory STAGE ...\n\nThe stages, in the order data flows:\n")
+        for name, (_, what) in STAGES.items():
+            print(f"  {name:<10}{what}")
+        print("\nEach has its own help, for instance: robofactory record --help")
+        return
+    name, *rest = arguments
+    if name not in STAGES:
+        close = difflib.get_close_matches(name, STAGES, n=1)
+        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        print(f"error: unknown stage {name!r}{guess}; there are {', '.join(STAGES)}", file=sys.stderr)
+        sys.exit(2)
+    module, _ = STAGES[name]
+    sys.argv = [f"robofactory {name}", *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
