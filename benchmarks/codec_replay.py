@@ -50,8 +50,8 @@ def replayed_share(num_episodes: int, first_seed: int = 0) -> tuple[int, int, st
     count = 0
     for seed, actions in tqdm(lifted.items(), "decoded"):
         decoded = np.stack([c.decode_actions(c.encode_actions(actions[:, k])) for k, c in enumerate(codecs)], axis=1)
-        hold = len(decoded) - 1  # a few steps more than the expert needed: the last action stands
-        count += play(env, seed, lambda _, step, d=decoded: d[min(step, hold)], len(decoded) + 20)[0]
+        # A few steps more than the expert needed: the last action stands.
+        count += play(env, seed, lambda _, step, d=decoded: d[min(step, len(d) - 1)], len(decoded) + 20)[0]
     env.close()
     return count, len(lifted), tables
 

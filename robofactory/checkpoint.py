@@ -1,10 +1,10 @@
 """Checkpoints: a directory that appears whole or not at all.
 
-    {run}/epoch_50/  modules.safetensors    the trained tensors (the whole model when trained from scratch)
-                     codec.json             preprocessing and statistics, see robofactory.codec
-                     config.yaml            the resolved recipe
-                     training_state.pt      optimizer, schedule, position; loads with weights_only=True
-    {run}/latest     a relative link to the newest complete one, switched atomically
+{run}/epoch_50/  modules.safetensors    the trained tensors (the whole model when trained from scratch)
+                 codec.json             preprocessing and statistics, see robofactory.codec
+                 config.yaml            the resolved recipe
+                 training_state.pt      optimizer, schedule, position; loads with weights_only=True
+{run}/latest     a relative link to the newest complete one, switched atomically
 """
 
 import os
@@ -38,23 +38,27 @@ def save(run: Path, name: str, model: OpenVLA, codec: Codec, recipe: RecipeConfi
     """Write `{run}/{name}` under a temporary name, rename it into place, then point `latest` at it.
 
     Raises:
-        OSError: the disk is full or not writable; the previous checkpoint and `latest` are untouched.
+        UserError: the disk is full or not writable; the previous checkpoint and `latest` are untouched.
     """
+    try:
+        return _save(run, name, model, codec, recipe, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(run / f".{name}.tmp", ignore_errors=True)
+        raise UserError(f"cannot save {run / name} ({error}); earlier checkpoints are untouched, make room and continue with --resume") from None  # fmt: skip
+
+
+def _save(run: Path, name: str, model: OpenVLA, codec: Codec, recipe: RecipeConfig, state: dict[str, Any]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     final, temporary = run / name, run / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    try:
-        tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
-        codec.save(temporary)
-        (temporary / CONFIG).write_text(to_yaml(recipe))
-        torch.save(state, temporary / STATE)
-        for path in [*temporary.iterdir(), temporary]:
-            _flush_to_disk(path)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    save_file(tensors, temporary / WEIGHTS)
+    codec.save(temporary)
+    (temporary / CONFIG).write_text(to_yaml(recipe))
+    torch.save(state, temporary / STATE)
+    for path in [*temporary.iterdir(), temporary]:
+        _flush_to_disk(path)
     if final.exists():  # the same epoch again, after a resume from an earlier one
         old = run / f".{name}.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -85,7 +89,9 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Ope
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{directory / WEIGHTS} cannot be read ({error}); use another checkpoint") from None
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    wrong = [key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)]
+    wrong = [
+        key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)
+    ]
     if wrong:
         raise UserError(f"{directory / WEIGHTS} does not fit {CONFIG} beside it: {', '.join(sorted(wrong)[:5])}")
     model.load_state_dict(tensors)

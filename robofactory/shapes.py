@@ -5,7 +5,8 @@ Axis legend, used in every annotation of this package:
     d model width   h w image height and width   n samples or frames
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -50,9 +51,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; the copy overlaps with computation when the memory is pinned."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: t if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: t if t is None else t.pin_memory() for name, t in tensors.items()})
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})

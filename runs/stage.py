@@ -5,13 +5,14 @@
 The line is printed, and appended to the file SUMMARY. Exits as the command did.
 """
 
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 2.0  # a look takes the kernel a few ms for each GB
 
 
 def descendants(root_pid: int) -> list[int]:
@@ -43,6 +44,7 @@ def main() -> int:
     summary, name, *command = sys.argv[1:]
     started = time.monotonic()
     process = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # who ends the stage ends its command
     peak_bytes = 0
 
     def watch() -> None:

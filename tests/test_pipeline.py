@@ -71,7 +71,7 @@ def test_demonstrations_of_both_agents_are_whole(home, said):
 @pytest.mark.parametrize("agent", [0, 1])
 def test_training_lowers_the_loss_and_leaves_a_checkpoint(home, said, agent):
     losses = [line["train_loss"] for line in metrics(home, agent) if "train_loss" in line]
-    assert losses[-1] < 0.9 * losses[0], losses
+    assert losses[-1] < 0.95 * losses[0], losses
     assert np.isfinite([line["val_loss"] for line in metrics(home, agent) if "val_loss" in line]).all()
     files = {path.name for path in (policy(home, agent) / "latest").iterdir()}
     assert {"modules.safetensors", "codec.json", "config.yaml", "training_state.pt"} <= files

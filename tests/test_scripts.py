@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["train.sh", "eval.sh", "test.sh", "runs/laptop.sh"]
 TOOLS = ["awk", "bash", "cat", "chmod", "dirname", "dpkg", "env", "flock", "grep", "head", "id", "mkdir", "mktemp"]
-TOOLS += ["rm", "sed", "sha256sum", "sleep", "tail", "tee", "touch"]
+TOOLS += ["rm", "sed", "sha256sum", "sleep", "sort", "tail", "tee", "touch", "find"]
 
 # Answers as a Python does that set-up would take; makes a .venv whose Python is the stub below.
 BASE_PYTHON = """#!/usr/bin/env bash
@@ -29,8 +29,18 @@ VENV_PYTHON = """#!/usr/bin/env bash
 echo "venv $*" >>"$LOG"
 case "$*" in
 *"sys.exit(sys.version_info"*) exit 1 ;;
+*stage.py*) exec "$MACHINE/real-python" "$@" ;;
+"- robot_openvla_tiny"*) echo "6 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
+*robofactory.evaluation*)
+    folder="$ROBOFACTORY_HOME/results/openvla/LiftBarrier-rf_6/epoch_8"
+    mkdir -p "$folder" && touch "$folder/report.html"
+    ;;
+*robofactory.training*) [[ ! -e "$MACHINE/training-fails" ]] || exit 7 ;;
 -) [[ -e "$MACHINE/renders" ]] || { echo "RuntimeError: no driver" && exit 1; } ;;
-*"pip install"*) [[ ! -e "$MACHINE/pip-is-slow" ]] || sleep 2; echo "Collecting torch" && echo "ERROR: no network here" && [[ ! -e "$MACHINE/pip-fails" ]] ;;
+*"pip install"*)
+    [[ ! -e "$MACHINE/pip-is-slow" ]] || sleep 2
+    echo "Collecting torch" && echo "ERROR: no network here" && [[ ! -e "$MACHINE/pip-fails" ]]
+    ;;
 esac
 """
 APT_GET = """#!/usr/bin/env bash
@@ -64,6 +74,7 @@ class Machine:
         for tool in TOOLS:
             (self.path / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
         (self.state / "real-tee").symlink_to(shutil.which("tee") or "/usr/bin/tee")
+        (self.state / "real-python").symlink_to(sys.executable)
         (self.state / "venv-python").write_text(VENV_PYTHON)
         for name, text in {"python3.11": BASE_PYTHON, "apt-get": APT_GET, "apt-cache": APT_CACHE, "tee": TEE}.items():
             self.stub(name, text)
@@ -87,7 +98,13 @@ class Machine:
     def start(self, *command: str | Path, cwd: Path | None = None) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [self.path / "bash", *command],
-            env={"PATH": str(self.path), "LOG": str(self.log), "MACHINE": str(self.state), "HOME": "/nonexistent"},
+            env={
+                "PATH": str(self.path),
+                "LOG": str(self.log),
+                "MACHINE": str(self.state),
+                "HOME": "/nonexistent",
+                "ROBOFACTORY_HOME": str(self.home / "robofactory"),
+            },
             cwd=cwd or self.home,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -400,6 +417,35 @@ def test_the_laptop_run_refuses_what_it_does_not_know(ready, arguments):
     assert not ready.log.exists()
 
 
+def test_the_laptop_run_is_the_pipeline_in_order(ready):
+    """What the recipe says of the demonstrations reaches the recorder; overrides reach the training."""
+    done = ready.run("runs/laptop.sh", "--num", "6", "--episodes", "2", "training.num_epochs=1")
+    assert done.returncode == 0, done.stderr
+    evaluate = "venv -m robofactory.evaluation.evaluate --policy openvla --task LiftBarrier-rf --data_num 6 "
+    evaluate += "--checkpoint latest --episodes 2"
+    assert ready.calls("venv -m") == [
+        "venv -m robofactory.demos.record --task LiftBarrier-rf --num 6 "
+        "--noise 0.5 --visual_detail low --width 128 --height 96",
+        "venv -m robofactory.training.train --policy openvla --task LiftBarrier-rf --all_agents "
+        "--recipe robot_openvla_tiny --resume data.num_episodes=6 training.num_epochs=1",
+        evaluate,
+        f"{evaluate} --partner expert --agent_id 0",
+        f"{evaluate} --partner expert --agent_id 1",
+    ]
+    table = done.stdout.partition("== all stages")[2]
+    assert table.count("GB of memory") == 5
+    report = ready.home / "robofactory/results/openvla/LiftBarrier-rf_6/epoch_8/report.html"
+    assert done.stdout.endswith(f"curves and videos: {report}\n")
+
+
+def test_the_laptop_run_stops_at_the_stage_that_failed(ready):
+    (ready.state / "training-fails").touch()
+    done = ready.run("runs/laptop.sh")
+    assert done.returncode == 7
+    assert "exit code 7" in done.stdout
+    assert not ready.calls("robofactory.evaluation")
+
+
 # ------------------------------------------------------------------------------------------------------- one command
 
 
@@ -437,8 +483,8 @@ def test_an_unknown_stage_names_the_one_that_was_meant():
 
 def test_a_stage_is_measured_with_all_its_processes(tmp_path):
     """Two children hold 100 MB each: the peak of the stage is their sum, not the largest."""
-    child = "import subprocess, sys, time; b = bytearray(b'x') * 100_000_000; time.sleep(2.5)"
-    parent = f"import subprocess, sys; p = [subprocess.Popen([sys.executable, '-c', {child!r}]) for _ in range(2)]; [c.wait() for c in p]"  # noqa: E501
+    child = "import subprocess, sys, time; b = bytearray(b'x') * 100_000_000; time.sleep(4.5)"
+    parent = f"import subprocess, sys; p = [subprocess.Popen([sys.executable, '-c', {child!r}]) for _ in range(2)]; [c.wait() for c in p]"
     summary = tmp_path / "summary"
     command = [sys.executable, str(ROOT / "runs/stage.py"), str(summary), "both", sys.executable, "-c", parent]
     assert subprocess.run(command, capture_output=True).returncode == 0

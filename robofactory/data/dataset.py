@@ -63,6 +63,10 @@ class Splits:
         """In order, centred crops."""
         return self._batches(self.val_episodes, is_training=False, rank=rank, world_size=world_size)
 
+    def train_actions(self) -> Float32[np.ndarray, "n a"]:
+        """All actions to train on, in physical units."""
+        return np.concatenate([self.reader.actions(episode) for episode in self.train_episodes])
+
     def examples(self, count: int, device: torch.device) -> tuple[Batch, Float32[np.ndarray, "n a"]]:
         """A batch of training frames, spread evenly over them, and the actions that the dataset holds for them."""
         frames = FrameDataset(self.reader, self.codec, self.train_episodes, augment_seed=None)

@@ -13,8 +13,8 @@ from robofactory.shapes import Action
 
 NUM_JOINTS = 7
 
-# Chosen so that the expert still succeeds in 99 of 100 episodes, in about twice the steps. Pushes of up to 0.12 rad
-# with a chance of 0.06 a step cost a quarter of the episodes and three times the steps.
+# LiftBarrier's expert succeeded in 60 of 60 disturbed episodes, in 70 steps on average (126 at most). With pushes
+# of up to 0.12 rad, a chance of 0.06 a step and no last step: 36 of 50, in 117 steps.
 START_CHANCE, START_STEPS, START_RAD = 0.5, (3, 7), (0.03, 0.10)  # an episode; an arm moves aside before it begins
 PUSH_CHANCE, PUSH_STEPS, PUSH_RAD = 0.03, (3, 8), (0.02, 0.08)  # a step; of the joint that is pushed furthest
 FLIP_CHANCE, FLIP_STEPS = 0.005, (2, 6)  # a step; the gripper does the opposite

@@ -115,10 +115,10 @@ def record(
         UserError: a bad number; a dataset of another scene or share of noise; no device that can render; a full disk;
             an expert that always fails; a worker that died. Complete episodes are kept.
     """
-    from robofactory.data.episodes import DatasetWriter
-
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     _check(num_episodes, noise_share, workers, first_seed)
+    from robofactory.data.episodes import DatasetWriter
+
     if directories is None:
         directories = [dataset_dir(scene.task, agent, num_episodes) for agent in range(scene.num_agents)]
     writers = [
@@ -327,6 +327,9 @@ def _work(
     """Plays the seeds that come through the pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["OMP_NUM_THREADS"] = "1"  # one process a core: more threads make each other wait
+    # Mesa writes its shader cache in a thread of low priority. On a busy machine a process could not end for minutes,
+    # because that thread never came to run; starting without the cache takes no longer (7 s of CPU).
+    os.environ["MESA_SHADER_CACHE_DISABLE"] = "true"
     import torch
 
     torch.set_num_threads(1)

@@ -206,7 +206,9 @@ def _table(episodes: Sequence[EpisodeResult]) -> str:
 
 def _curves(metrics: Path) -> str:
     """A run's curves as small SVGs; what is not a number (a loss that blew up) is left out."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+    text = metrics.read_text()
+    whole = text[: text.rfind("\n") + 1]  # the run may still be writing its last line
+    lines = [json.loads(line) for line in whole.splitlines()]
     panels = []
     for title, names in PANELS.items():
         curves = [(("val" if name.startswith("val_") else "train"), _points(lines, name)) for name in names]
@@ -281,7 +283,7 @@ def _interval_in_words(rate: dict[str, Any]) -> str:
 
 
 def _number(value: float | int | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _words(name: str) -> str:

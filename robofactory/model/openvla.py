@@ -4,6 +4,7 @@ The sequence is [BOS][visual tokens of every view][proprio?][text][action tokens
 every row, so only these columns get logits, and the last language layer computes only them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -310,7 +311,7 @@ def action_loss(
         action_ids = torch.arange(first_action_id, first_action_id + NUM_BINS, device=tokens.device)
         distance_bins = (action_ids - tokens[..., None]) / soft_target_sigma_bins
         targets = (-0.5 * distance_bins**2).softmax(dim=-1)  # [b, a, 256]
-        soft_loss = -(targets * log_probabilities[..., action_ids[0] : action_ids[-1] + 1]).sum(dim=-1)
+        soft_loss = -(targets * log_probabilities[..., first_action_id : first_action_id + NUM_BINS]).sum(dim=-1)
         is_action = (tokens >= first_action_id) & (tokens < first_action_id + NUM_BINS)
         loss = torch.where(is_action, soft_loss, loss)
     return loss.mean()
@@ -325,7 +326,20 @@ def build_from_scratch(
     """A model of any size, initialised to be trained; the last 256 ids of its vocabulary are the action ids.
 
     Every parameter that requires a gradient gets one. Draws from PyTorch's global random generator.
+
+    Raises:
+        UserError: a size is no multiple of what it is divided into; the line names its key.
     """
+    a = architecture
+    parts = {
+        "image_size": (a.image_size, 14, "patch size"),
+        "dino.embed_dim": (a.dino.embed_dim, math.lcm(4, a.dino.num_heads), "4 and num_heads"),
+        "siglip.embed_dim": (a.siglip.embed_dim, math.lcm(4, a.siglip.num_heads), "4 and num_heads"),
+        "language.hidden_size": (a.language.hidden_size, 2 * a.language.num_attention_heads, "twice its heads"),
+    }
+    for key, (size, divisor, what) in parts.items():
+        if size % divisor:
+            raise UserError(f"model.architecture.{key}={size} must be a multiple of {divisor} ({what})")
     vision = build_towers_from_scratch(architecture.image_size, architecture.dino, architecture.siglip, global_token)
     language_model = build_language_model(LlamaConfig(**vars(architecture.language), vocab_size=vocab_size))
     for module in language_model.modules():

@@ -15,6 +15,7 @@ from robofactory.config import TowerConfig
 
 DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 SIGLIP = "vit_so400m_patch14_siglip_224"
+POSITION_SCALE = 0.5  # of the position embedding when trained from scratch; patches start at about the same size
 
 
 class FusedVision(nn.Module):
@@ -87,8 +88,9 @@ def build_towers_from_scratch(
     """Towers of any size with timm's initialisation, without the layers that are never used.
 
     `depth` counts blocks as the published models do: the last one feeds the global token (SigLIP) or nothing (DINOv2,
-    so it is not built). LayerScale, which starts at 1e-5 and would keep every block shut for thousands of steps, is
-    left out.
+    so it is not built). Two things differ from timm's initialisation, which is meant for long training: LayerScale,
+    which starts at 1e-5 and keeps every block shut for thousands of steps, is left out; and position embeddings start
+    as sines as large as the patches' contents instead of 0.02 (300 steps on LiftBarrier: 9.4 instead of 14.4 bins off).
     """
     vision = FusedVision(
         build_tower(DINO, image_size, init_values=None, **vars(dino)),
@@ -96,4 +98,18 @@ def build_towers_from_scratch(
         global_token,
     )
     vision.drop_unused()
+    for tower in (vision.featurizer, vision.fused_featurizer):
+        assert isinstance(tower.pos_embed, nn.Parameter)
+        tower.pos_embed.data.copy_(POSITION_SCALE * sine_positions(tower.patch_embed.grid_size[0], tower.embed_dim))
     return vision
+
+
+def sine_positions(grid: int, width: int) -> Float[Tensor, "1 p d"]:
+    """Where each patch of a grid x grid image is: sines and cosines of x, then of y, at width / 4 frequencies.
+
+    Source: the fixed 2-D position embedding of MAE (He et al. 2021), here only where learning starts.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [position.flatten()[:, None] * frequencies for position in (x, y)]  # [p, d / 4] each
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]

@@ -1,5 +1,8 @@
 """One Panda as a controller sees it: where it is, inverse kinematics, the next joint target on the way to a goal."""
 
+# SAPIEN's and ManiSkill's annotations are narrower than what they accept.
+# pyright: reportCallIssue=false
+
 import numpy as np
 import sapien
 from jaxtyping import Float, Float64
@@ -62,7 +65,13 @@ class Arm:
         Always solved from the rest posture, so the answer depends on the pose alone: the redundant seventh degree of
         freedom does not drift with the way an arm came, and equal scenes get equal targets.
         """
-        solution, _, _ = self._model.compute_inverse_kinematics(
+        solution, reached, _ = self._solve(tcp, damping=1e-6)
+        if not reached:  # near the edge of the workspace the undamped iteration runs wild
+            solution, _, _ = self._solve(tcp, damping=0.02)
+        return np.clip(np.asarray(solution, np.float64)[:NUM_JOINTS], self._limits[:, 0], self._limits[:, 1])
+
+    def _solve(self, tcp: sapien.Pose, damping: float):
+        return self._model.compute_inverse_kinematics(
             self._tcp,
             self.base.inv() * tcp,
             initial_qpos=self._rest,
@@ -70,9 +79,8 @@ class Arm:
             eps=1e-4,
             max_iterations=100,
             dt=0.5,
-            damp=1e-6,
+            damp=damping,
         )
-        return np.clip(np.asarray(solution, np.float64)[:NUM_JOINTS], self._limits[:, 0], self._limits[:, 1])
 
     def step_towards(self, tcp: sapien.Pose, max_speed: float, max_acceleration: float) -> Float64[np.ndarray, " 7"]:
         """The next joint target on the straight line in joint space to a TCP pose.

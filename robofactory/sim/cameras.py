@@ -1,5 +1,8 @@
 """The scene's cameras: which of them are rendered, where they stand, and what an agent observes through them."""
 
+# SAPIEN's and ManiSkill's annotations are narrower than what they accept.
+# pyright: reportArgumentType=false
+
 import numpy as np
 import sapien
 import torch

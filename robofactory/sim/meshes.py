@@ -4,6 +4,9 @@ Vertices are the cost of software rendering: the original arm has 135,000 triang
 all vertices within one cell of a grid become one, per colour and link. Physics is untouched.
 """
 
+# trimesh's annotations are narrower than what they accept.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import hashlib
 import os
 import re

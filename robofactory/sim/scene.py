@@ -1,5 +1,8 @@
 """What all tasks share, built from the scene file: robots, table, light, cameras, and how they are reset."""
 
+# SAPIEN's and ManiSkill's annotations are narrower than what they accept.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportAssignmentType=false, reportIncompatibleMethodOverride=false
+
 import inspect
 from pathlib import Path
 

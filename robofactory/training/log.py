@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from robofactory.training.distributed import Topology, sum_over_ranks
@@ -24,7 +25,15 @@ UPDATES_PER_LINE = 10  # optimizer steps that one line of metrics.jsonl averages
 class Log:
     """Knows about ranks, so that the loop need not: only the main process writes and draws."""
 
-    def __init__(self, run: Path, config: dict[str, Any], topology: Topology, num_updates: int, first_update: int, bar_position: int):
+    def __init__(
+        self,
+        run: Path,
+        config: dict[str, Any],
+        topology: Topology,
+        num_updates: int,
+        first_update: int,
+        bar_position: int,
+    ):
         self.run, self.topology, self.update = run, topology, first_update
         self.sums: dict[str, float] = {}
         self.count, self.samples, self.started = 0, 0, time.monotonic()
@@ -51,15 +60,24 @@ class Log:
 
     def _flush(self, lr: float, epoch: int) -> None:
         names = sorted(self.sums)
-        totals = sum_over_ranks(torch.tensor([self.sums[n] for n in names] + [self.count, self.samples]).double(), self.topology)
+        totals = sum_over_ranks(
+            torch.tensor([self.sums[n] for n in names] + [self.count, self.samples]).double(), self.topology
+        )
         *sums, count, samples = totals.tolist()
         seconds = time.monotonic() - self.started
         self.sums, self.count, self.samples, self.started = {}, 0, 0, time.monotonic()
-        line = {"step": self.update, "epoch": epoch, "lr": lr} | {n: s / count for n, s in zip(names, sums, strict=True)}
+        line = {"step": self.update, "epoch": epoch, "lr": lr} | {
+            n: s / count for n, s in zip(names, sums, strict=True)
+        }
         line["samples_per_s"] = samples / seconds
         if self.topology.is_main:
             self.write(line)
-            shown = {"train_loss": "loss", "action_accuracy": "acc", "action_mae_rad": "mae_rad", "samples_per_s": "samples/s"}
+            shown = {
+                "train_loss": "loss",
+                "action_accuracy": "acc",
+                "action_mae_rad": "mae_rad",
+                "samples_per_s": "samples/s",
+            }
             self.bar.set_postfix({short: f"{line[name]:.4g}" for name, short in shown.items() if name in line})
 
     def epoch(self, **values: float | int) -> None:
@@ -95,7 +113,7 @@ class Log:
         if self.topology.is_main:
             self.bar.close()
             if self.tracker is not None:
-                self.tracker.finish(quiet=True)
+                self.tracker.finish()
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -112,7 +130,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                ax.plot(*zip(*points, strict=True), label=name, marker="o" if name.startswith("val") else None, ms=3, lw=1.2)
+                ax.plot(
+                    *zip(*points, strict=True), label=name, marker="o" if name.startswith("val") else None, ms=3, lw=1.2
+                )
         ax.set(title=title, xlabel="optimizer step")
         ax.grid(alpha=0.3)
         if ax.lines:
@@ -132,7 +152,7 @@ def draw_input_images(picture: Path, views: dict[str, UInt8[np.ndarray, "h w 3"]
     _save_figure(figure, picture)
 
 
-def _save_figure(figure: plt.Figure, picture: Path) -> None:
+def _save_figure(figure: Figure, picture: Path) -> None:
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     plt.close(figure)

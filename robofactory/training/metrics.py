@@ -1,6 +1,6 @@
 """What is measured beside the loss: token accuracy and the error of the decoded action in physical units."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,15 +30,22 @@ def score(codec: Codec, predicted_tokens: Int64[Tensor, "b a"], batch: Batch) ->
     }
 
 
+def mean(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Name by name."""
+    return {name: sum(each[name] for each in measured) / len(measured) for name in measured[0]}
+
+
 @torch.no_grad()
-def validate(model: OpenVLA, codec: Codec, batches: Iterable[Batch], topology: Topology) -> dict[str, float]:
+def validate(
+    model: OpenVLA, codec: Codec, batches: Iterable[Batch], soft_target_sigma_bins: float, topology: Topology
+) -> dict[str, float]:
     """`val_loss` and the `val_` scores over the held-out episodes, weighted by samples, over all processes."""
     model.eval()
     names, sums, count = ["loss"], np.zeros(1), 0
     for batch in batches:
         batch = batch.to(topology.device)
         with torch.autocast(topology.device.type, torch.bfloat16):
-            loss, predicted = model(batch)
+            loss, predicted = model(batch, soft_target_sigma_bins)
         scores = {"loss": loss.item()} | score(codec, predicted, batch)
         size = len(batch.input_ids)
         names = list(scores)

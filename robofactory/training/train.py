@@ -1,8 +1,9 @@
 """Fine-tune OpenVLA, or train the tiny one from scratch, on the demonstrations of one agent."""
 
 import argparse
-import dataclasses
 import contextlib
+import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -48,11 +49,15 @@ Demonstrations are recorded first when there are none.""",
     parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
     agents = parser.add_mutually_exclusive_group()
     agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
-    agents.add_argument("--all_agents", action="store_true", help="train every agent of the task, side by side on a CPU")
+    agents.add_argument(
+        "--all_agents", action="store_true", help="train every agent of the task, side by side on a CPU"
+    )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
     parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
     parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU (default: 1)")
-    parser.add_argument("--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
+    )
     parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
     return parser.parse_intermixed_args()
@@ -104,7 +109,19 @@ def train_all_agents(num_agents: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // num_agents)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     processes = [
-        subprocess.Popen([sys.executable, "-m", "robofactory.training.train", *arguments, "--agent_id", str(agent), "--bar_position", str(agent)], env=environment)  # fmt: skip
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "robofactory.training.train",
+                *arguments,
+                "--agent_id",
+                str(agent),
+                "--bar_position",
+                str(agent),
+            ],
+            env=environment,
+        )
         for agent in range(num_agents)
     ]
     try:
@@ -119,7 +136,9 @@ def train_all_agents(num_agents: int) -> None:
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, resume: bool, bar_position: int) -> None:
+def train(
+    policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, resume: bool, bar_position: int
+) -> None:
     """Train one agent's policy; everything in the order of time."""
     import torch
     from torch.nn.utils import clip_grad_norm_
@@ -128,7 +147,7 @@ def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, 
     from robofactory.data.dataset import load_splits
     from robofactory.training import distributed, optim
     from robofactory.training.log import Log
-    from robofactory.training.metrics import score, validate
+    from robofactory.training.metrics import mean, score, validate
     from robofactory.training.preflight import preflight
 
     # ---- processes and random numbers
@@ -159,9 +178,10 @@ def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, 
     if (run / "latest").exists():
         if not resume:
             raise UserError(f"{run} holds a trained policy; continue it with --resume, or move it away")
-        update, start_epoch, start_micro = restore(run / "latest", model, codec, optimizer, schedule)
+        update, start_epoch, start_micro = restore(run / "latest", model, codec, recipe, optimizer, schedule)
     wrapped = distributed.wrap(model, topology)
     log = Log(run, dataclasses.asdict(recipe), topology, num_updates, update, bar_position)
+    log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
     stop = StopSignal()
 
@@ -178,6 +198,7 @@ def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, 
         model.train()
         micro = start_micro if epoch == start_epoch else 0
         for window in windows(train_batches.epoch(epoch, first_batch=micro), t.gradient_accumulate_every):
+            measured = []
             for index, batch in enumerate(window):
                 batch = batch.to(device)
                 is_last = index == len(window) - 1
@@ -185,15 +206,15 @@ def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, 
                     with torch.autocast(device.type, torch.bfloat16):
                         loss, predicted = wrapped(batch, t.soft_target_sigma_bins)
                     (loss / len(window)).backward()
-            grad_norm = clip_grad_norm_(trainable, t.max_grad_norm)
-            require_finite(loss, grad_norm, epoch, update, topology)
-            lr = schedule.get_last_lr()[0]
+                measured.append({"train_loss": loss.item()} | score(codec, predicted, batch))
+            values = mean(measured) | {"grad_norm": clip_grad_norm_(trainable, t.max_grad_norm).item()}
+            require_finite(values, epoch, update, topology)
+            lr = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             update, micro = update + 1, micro + len(window)
-            values = {"train_loss": loss.item(), "grad_norm": grad_norm.item()} | score(codec, predicted, batch)
-            log.step(sum(len(b.input_ids) for b in window), values, lr, epoch)
+            log.step(sum(len(batch.input_ids) for batch in window), values, lr, epoch)
             if distributed.any_rank(stop.requested, topology):
                 save(f"step_{update}", epoch, micro)
                 log.message(f"stopped at step {update}; --resume continues from {run / f'step_{update}'}")
@@ -201,7 +222,7 @@ def train(policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, 
                 sys.exit(130)
             if update == num_updates:
                 break
-        log.epoch(epoch=epoch + 1, **validate(model, codec, val_batches.epoch(0), topology))
+        log.epoch(epoch=epoch + 1, **validate(model, codec, val_batches.epoch(0), t.soft_target_sigma_bins, topology))
         if (epoch + 1) % t.checkpoint_every == 0 or epoch + 1 == num_epochs:
             save(f"epoch_{epoch + 1}", epoch + 1, 0)
 
@@ -222,25 +243,30 @@ def windows(batches: "Iterable[Batch]", size: int) -> "Iterator[list[Batch]]":
         yield window
 
 
-def require_finite(loss: Any, grad_norm: Any, epoch: int, update: int, topology: "Topology") -> None:
+def require_finite(values: dict[str, float], epoch: int, update: int, topology: "Topology") -> None:
     """The same verdict on all processes, before the weights move."""
-    import math
-
     from robofactory.training.distributed import any_rank
 
-    if any_rank(not (math.isfinite(loss.item()) and math.isfinite(grad_norm.item())), topology):
-        raise UserError(f"loss {loss.item()} with gradient norm {grad_norm.item()} in epoch {epoch}, step {update}; the weights were not touched. Resume with a lower training.learning_rate")  # fmt: skip
+    if any_rank(not math.isfinite(values["train_loss"] + values["grad_norm"]), topology):
+        raise UserError(
+            f"loss {values['train_loss']} with gradient norm {values['grad_norm']} in epoch {epoch}, step {update}; the "
+            "weights were not touched. Resume with a lower training.learning_rate"
+        )
 
 
-def restore(directory: Path, model: Any, codec: Any, optimizer: Any, schedule: Any) -> tuple[int, int, int]:
+def restore(
+    directory: Path, model: Any, codec: Any, recipe: RecipeConfig, optimizer: Any, schedule: Any
+) -> tuple[int, int, int]:
     """Load weights, optimizer and schedule; the optimizer step, epoch and micro-batch to go on with.
 
     Raises:
-        UserError: the checkpoint is of other data, or a file is missing.
+        UserError: the checkpoint is of another model or other data, or a file is missing.
     """
     from robofactory import checkpoint
 
-    saved_model, saved_codec, _ = checkpoint.load_model(directory)
+    saved_model, saved_codec, saved_recipe = checkpoint.load_model(directory)
+    if saved_recipe.model != recipe.model:
+        raise UserError(f"{directory} is a model of other sizes than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
     if saved_codec.fingerprint != codec.fingerprint:
         raise UserError(f"{directory} was trained with other data or preprocessing (codec {saved_codec.fingerprint[:12]}, now {codec.fingerprint[:12]}); move the run away, or restore its dataset and recipe")  # fmt: skip
     model.load_state_dict(saved_model.state_dict())

@@ -93,6 +93,12 @@ def test_the_report_draws_training_curves_and_leaves_out_what_is_not_finite(root
     assert heights == sorted(heights), "a loss that falls must be drawn falling (down is larger)"
 
 
+def test_a_run_that_still_writes_its_metrics_does_not_stop_the_report(root):
+    with open(root.parent / "checkpoints" / "LiftBarrier-rf_Agent0_150" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 510, "train_l')
+    assert "<polyline" in report.write_report_of_root(root).read_text()
+
+
 def test_the_report_escapes_what_a_crash_says(root):
     text = report.write_report_of_root(root).read_text()
     assert "<the simulator>" not in text and "&lt;the simulator&gt; &amp; its driver" in text

@@ -34,7 +34,7 @@ def make_model(global_token: bool = True, proprio_dim: int | None = 8) -> OpenVL
     model = build_from_scratch(SIZES, VOCAB, proprio_dim, global_token)
     with torch.no_grad():  # far from a fresh model's near-uniform outputs, so that differences show
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.15 * torch.randn_like(parameter))
     return model.eval()
 
 
@@ -75,25 +75,25 @@ def with_padding(batch: Batch, lengths: list[int], side: str) -> Batch:
 # --------------------------------------------------------------------------------------------------------- full size
 
 
-def test_the_published_size_has_exactly_7541237184_parameters():
+@pytest.fixture(scope="module")
+def published() -> OpenVLA:
     with torch.device("meta"):
-        model = build_from_config(OFFICIAL, global_token=True)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 7_541_237_184
-    assert len(model.state_dict()) == 982
+        return build_from_config(OFFICIAL, global_token=True)
 
 
-@pytest.mark.parametrize(("global_token", "expected"), [(True, 771), (False, 768)])
-def test_three_views_at_the_published_size_make_771_visual_tokens(global_token: bool, expected: int):
+def test_the_published_size_has_exactly_7541237184_parameters(published: OpenVLA):
+    assert sum(parameter.numel() for parameter in published.parameters()) == 7_541_237_184
+    assert len(published.state_dict()) == 982
+
+
+def test_three_views_at_the_published_size_make_771_visual_tokens(published: OpenVLA):
     with torch.device("meta"):
-        model = build_from_config(OFFICIAL, global_token)
-        features = model.vision_backbone(torch.empty(2, 3, 6, 224, 224))
-    assert features.shape == (2, expected, 1024 + 1152)
+        features = published.vision_backbone(torch.empty(2, 3, 6, 224, 224))
+    assert features.shape == (2, 771, 1024 + 1152)
 
 
-def test_the_published_action_ids_are_31744_to_31999():
-    with torch.device("meta"):
-        model = build_from_config(OFFICIAL, global_token=True)
-    assert (model.first_action_id, model.first_action_id + 255) == (31_744, 31_999)
+def test_the_published_action_ids_are_31744_to_31999(published: OpenVLA):
+    assert (published.first_action_id, published.first_action_id + 255) == (31_744, 31_999)
 
 
 def test_a_config_of_another_architecture_is_refused_by_name():
@@ -101,6 +101,26 @@ def test_a_config_of_another_architecture_is_refused_by_name():
         build_from_config(OFFICIAL | {"arch_specifier": "no-align+gelu-mlp"}, global_token=True)
     with pytest.raises(UserError, match="'timm_model_ids' is missing"):
         build_from_config({k: v for k, v in OFFICIAL.items() if k != "timm_model_ids"}, global_token=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "key"),
+    [
+        (replace(SIZES, image_size=30), "image_size=30"),
+        (replace(SIZES, siglip=TowerConfig(embed_dim=30, depth=3, num_heads=2)), "siglip.embed_dim=30"),
+        (replace(SIZES, language=replace(SIZES.language, num_attention_heads=5)), "language.hidden_size=64"),
+    ],
+)
+def test_a_size_that_does_not_divide_is_refused_by_its_key(sizes: ArchitectureConfig, key: str):
+    with pytest.raises(UserError, match=key):
+        build_from_scratch(sizes, VOCAB, proprio_dim=8, global_token=True)
+
+
+def test_patches_start_with_their_place_in_the_image():
+    """With timm's tiny random position embeddings, 300 steps on LiftBarrier end half as far again off."""
+    positions = build_from_scratch(SIZES, VOCAB, 8, global_token=True).vision_backbone.featurizer.pos_embed[0]
+    assert torch.cdist(positions, positions).add(torch.eye(len(positions))).min() > 0.1
+    assert 0.2 < positions.pow(2).mean().sqrt() < 0.5
 
 
 # ---------------------------------------------------------------------------------------------------------- sequence
@@ -149,7 +169,7 @@ def test_samples_of_a_batch_do_not_see_each_other():
     model, batch = make_model(), make_batch(4)
     together = model.action_logits(batch)
     apart = torch.cat([model.action_logits(take(batch, slice(i, i + 1))) for i in range(4)])
-    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, apart, atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -163,7 +183,7 @@ def test_padding_changes_neither_logits_nor_generated_tokens(side: str):
         for row, length in zip(rows, lengths, strict=True)
     ]
     alone = torch.cat([model.action_logits(row) for row in rows])
-    torch.testing.assert_close(model.action_logits(padded), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.action_logits(padded), alone, atol=5e-5, rtol=1e-5)
     assert model.generate(padded, 8).tolist() == torch.cat([model.generate(row, 8) for row in rows]).tolist()
 
 
@@ -184,7 +204,7 @@ def test_language_layers_equal_transformers_own():
     hidden, _ = model.embed_inputs(batch)
     embedded_actions = model.language_model.model.embed_tokens(batch.action_tokens[:, :-1])
     expected = reference(inputs_embeds=torch.cat([hidden, embedded_actions], dim=1)).logits[:, -8:]
-    torch.testing.assert_close(model.action_logits(batch), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.action_logits(batch), expected, atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -195,7 +215,7 @@ def test_fused_and_plain_attention_agree():
         for fused in (True, False):
             model.fused_attention = model.vision_backbone.fused_attention = fused
             results.append(model.action_logits(inputs))
-        torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(*results, atol=5e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -224,7 +244,7 @@ def test_layers_that_official_weights_bring_and_nobody_uses_are_frozen(global_to
 
 def test_a_few_steps_learn_a_batch_by_heart_in_bfloat16_autocast():
     torch.manual_seed(0)
-    model, batch = build_from_scratch(SIZES, VOCAB, 8, global_token=True), make_batch()
+    model, batch = build_from_scratch(SIZES, VOCAB, 8, global_token=True), make_batch(2, num_views=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
         with torch.autocast("cpu", torch.bfloat16):
@@ -270,7 +290,7 @@ def test_generated_tokens_are_the_argmax_of_the_training_logits():
     tokens = model.generate(batch, 8)
     logits = model.action_logits(replace(batch, action_tokens=tokens))[..., FIRST_ACTION_ID:]
     assert tokens.equal(logits.argmax(-1) + FIRST_ACTION_ID)
-    assert tokens.unique().numel() > 4, "nearly constant tokens would prove nothing"
+    assert tokens.unique().numel() > 8, "nearly constant tokens would prove nothing"
 
 
 def test_a_batch_generates_what_its_samples_generate_alone():

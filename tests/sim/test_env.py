@@ -15,7 +15,7 @@ pytestmark = pytest.mark.sim
 
 def preview(*arguments, **environment):
     command = [sys.executable, "-m", "robofactory.sim.env", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
 
 
 def test_a_scene_that_does_not_fit_its_task_is_one_line_with_file_and_key(scene):

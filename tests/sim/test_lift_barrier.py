@@ -88,9 +88,12 @@ def test_reset_is_a_function_of_the_seed(env):
 
 
 def test_the_same_seed_gives_the_same_episode(env):
-    first, second = run(env, 7), run(env, 7)
+    """Up to a millimetre: PhysX keeps its contact caches from one episode to the next."""
+    first = run(env, 7)
+    run(env, 3)
+    second = run(env, 7)
     assert len(first) == len(second)
-    torch.testing.assert_close(first[-1]["end_height_m"], second[-1]["end_height_m"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(first[-1]["end_height_m"], second[-1]["end_height_m"], rtol=0, atol=1e-3)
 
 
 def test_expert_has_no_memory(env):

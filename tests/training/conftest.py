@@ -7,7 +7,7 @@ from robofactory.config import dataset_dir, load_recipe, load_scene, scene_file,
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
 
 TASK, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 6, 10
-JOINTS = tuple(f"joint{i}" for i in range(1, 8)) + ("gripper",)
+JOINTS = (*tuple(f"joint{i}" for i in range(1, 8)), "gripper")
 SMALL = [
     "model.architecture.image_size=28",
     "model.architecture.dino={embed_dim: 32, depth: 2, num_heads: 2}",

@@ -82,7 +82,10 @@ def test_resuming_a_finished_run_changes_nothing(run, scene, recipe):
 
 def test_accumulating_two_half_batches_equals_one_whole(run, scene, home):
     losses = []
-    for name, half in {"whole": [], "halves": ["dataloader.batch_size=4", "training.gradient_accumulate_every=2"]}.items():
+    for name, half in {
+        "whole": [],
+        "halves": ["dataloader.batch_size=4", "training.gradient_accumulate_every=2"],
+    }.items():
         start(scene, load_recipe("robot_openvla_tiny", [*SMALL, "training.num_epochs=1", *half]))
         losses.append(metrics_of(run)[-1]["val_loss"])
         run.rename(home / name)
@@ -102,6 +105,8 @@ def test_the_7b_without_a_gpu_names_the_tiny_recipe(monkeypatch):
 
 
 def test_flags_and_overrides_may_be_mixed(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "training.num_epochs=2", "--agent_id", "1", "data.num_episodes=3"])
+    monkeypatch.setattr(
+        "sys.argv", ["train", "--task", TASK, "training.num_epochs=2", "--agent_id", "1", "data.num_episodes=3"]
+    )
     args = parse_arguments()
     assert (args.agent_id, args.overrides) == (1, ["training.num_epochs=2", "data.num_episodes=3"])

@@ -3,6 +3,9 @@
 The scene, what success is, and the scripted expert.
 """
 
+# SAPIEN's and ManiSkill's annotations are narrower than what they accept.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from dataclasses import dataclass
 from pathlib import Path
 
