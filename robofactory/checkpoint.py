@@ -24,8 +24,13 @@ WEIGHTS, CONFIG, STATE = "modules.safetensors", "config.yaml", "training_state.p
 
 
 def build_model(recipe: RecipeConfig, codec: Codec) -> OpenVLA:
-    """The model that a recipe describes, untrained, for the inputs and outputs that a codec describes."""
-    assert recipe.model.architecture is not None, "the published model is loaded by robofactory.model.weights"
+    """The model that a recipe describes, untrained, for the inputs and outputs that a codec describes.
+
+    Raises:
+        UserError: the recipe wants published weights; adapters for them are not there yet.
+    """
+    if recipe.model.architecture is None:
+        raise UserError(f"fine-tuning {recipe.model.model_name} is not there yet; train a small model from scratch with --recipe robot_openvla_tiny")  # fmt: skip
     return build_from_scratch(
         recipe.model.architecture,
         vocab_size=codec.vocab_size,

@@ -67,7 +67,7 @@ class Arm:
         """
         solution, reached, _ = self._solve(tcp, damping=1e-6)
         if not reached:  # near the edge of the workspace the undamped iteration runs wild
-            solution, _, _ = self._solve(tcp, damping=0.02)
+            solution, _, _ = self._solve(tcp, damping=0.1)
         return np.clip(np.asarray(solution, np.float64)[:NUM_JOINTS], self._limits[:, 0], self._limits[:, 1])
 
     def _solve(self, tcp: sapien.Pose, damping: float):

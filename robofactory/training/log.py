@@ -43,6 +43,7 @@ class Log:
             self.bar = tqdm(
                 total=num_updates, initial=first_update, desc=run.name, unit="step", position=bar_position,
                 dynamic_ncols=True, mininterval=1.0,
+                disable=None,  # where there is no terminal, the lines of each epoch have to do
             )  # fmt: skip
             self.tracker = _start_wandb(run, config)
 
