@@ -327,9 +327,6 @@ def _work(
     """Plays the seeds that come through the pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["OMP_NUM_THREADS"] = "1"  # one process a core: more threads make each other wait
-    # Mesa writes its shader cache in a thread of low priority. On a busy machine a process could not end for minutes,
-    # because that thread never came to run; starting without the cache takes no longer (7 s of CPU).
-    os.environ["MESA_SHADER_CACHE_DISABLE"] = "true"
     import torch
 
     torch.set_num_threads(1)

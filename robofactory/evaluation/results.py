@@ -17,12 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from robofactory.config import PACKAGE, UserError
+from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE, UserError
 
 SUCCESS, FAILURE, CRASH = "success", "failure", "crash"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
 FORMAT_VERSION = 1
-FIRST_SEED = 10_000  # demonstrations are recorded with seeds below
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def require_unseen_seeds(first_seed: int, num_episodes: int) -> None:
     """Raises UserError for seeds that demonstrations may have been recorded with."""
-    if first_seed < FIRST_SEED:
+    if first_seed < FIRST_EVALUATION_SEED:
         last = first_seed + num_episodes - 1
         raise UserError(
-            f"--seed {first_seed}: seeds {first_seed}..{last} overlap the demonstrations' 0..{FIRST_SEED - 1}; "
-            f"use {FIRST_SEED} or above"
+            f"--seed {first_seed}: seeds {first_seed}..{last} overlap the demonstrations' 0..{FIRST_EVALUATION_SEED - 1}; "
+            f"use {FIRST_EVALUATION_SEED} or above"
         )
 
 

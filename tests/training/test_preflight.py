@@ -1,0 +1,65 @@
+"""The preflight finds, in seconds, what would otherwise cost a training run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from robofactory.checkpoint import build_model
+from robofactory.config import UserError, dataset_dir
+from robofactory.data.dataset import load_splits
+from robofactory.training.preflight import preflight
+from tests.training.conftest import NUM_EPISODES, TASK
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(home, recipe):
+    return load_splits(dataset_dir(TASK, 0, NUM_EPISODES), recipe)
+
+
+@pytest.fixture
+def model(data, recipe):
+    return build_model(recipe, data.codec)
+
+
+def test_a_sound_set_up_passes_and_is_left_as_it_was(data, model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    preflight(model, data.codec, *data.examples(8, CPU))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_labels_of_another_dataset_are_found(data, model):
+    batch, actions = data.examples(8, CPU)
+    with pytest.raises(UserError, match="labels do not decode back"):
+        preflight(model, data.codec, batch, np.roll(actions, 3, axis=1))
+
+
+@pytest.mark.parametrize("view", [0, 2])
+def test_a_view_that_the_model_does_not_see_is_found(data, model, monkeypatch, view):
+    see = model.action_logits
+
+    def blind(batch):
+        pixels = batch.pixel_values.clone()
+        pixels[:, view] = 0.0
+        return see(dataclasses.replace(batch, pixel_values=pixels))
+
+    monkeypatch.setattr(model, "action_logits", blind)
+    with pytest.raises(UserError, match=f"view '{data.codec.views[view]}' does not change the logits"):
+        preflight(model, data.codec, *data.examples(8, CPU))
+
+
+def test_a_deaf_proprio_token_is_found(data, model):
+    with torch.no_grad():
+        model.proprio_projector.fc2.weight.zero_()
+    with pytest.raises(UserError, match="proprio does not change the logits"):
+        preflight(model, data.codec, *data.examples(8, CPU))
+
+
+def test_a_tensor_without_gradient_is_found_by_name(data, model):
+    model.unused = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"no gradient reaches 2 trainable tensors: unused\.weight, unused\.bias"):
+        preflight(model, data.codec, *data.examples(8, CPU))
