@@ -236,6 +236,19 @@ def scene_file(task: str) -> Path:
     return files[task]
 
 
+def load_task_scene(task: str, path: str | None, overrides: Sequence[str] = ()) -> SceneConfig:
+    """The scene of a task: its own, or the file at `path`.
+
+    Raises:
+        UserError: unknown task, or a scene of another task, beside what `load_scene` refuses.
+    """
+    file = Path(path) if path else scene_file(task)
+    scene = load_scene(file, overrides)
+    if scene.task != task:
+        raise UserError(f"{file} is the scene of {scene.task}, not of {task}")
+    return scene
+
+
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML, as it is saved in every checkpoint and dataset."""
     from omegaconf import OmegaConf

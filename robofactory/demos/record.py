@@ -18,9 +18,8 @@ from robofactory.config import (
     SceneConfig,
     UserError,
     dataset_dir,
-    load_scene,
+    load_task_scene,
     run_command,
-    scene_file,
     to_yaml,
 )
 
@@ -65,10 +64,7 @@ continues; the result is the same, bit for bit, for any number of workers and in
 
 def main() -> None:
     args = parse_arguments()
-    path = Path(args.config) if args.config else scene_file(args.task)
-    scene = load_scene(path, args.overrides)
-    if scene.task != args.task:
-        raise UserError(f"{path} is the scene of {scene.task}, not of {args.task}")
+    scene = load_task_scene(args.task, args.config, args.overrides)
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
     record(scene, args.num, noise_share=args.noise, workers=args.workers, first_seed=args.seed)
 

@@ -18,13 +18,12 @@ from robofactory.config import (
     UserError,
     expert_results_dir,
     find_checkpoint,
-    load_scene,
+    load_task_scene,
     look_of,
     require_agent,
     results_dir,
     run_command,
     run_dir,
-    scene_file,
     to_yaml,
     with_look,
 )
@@ -102,10 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.require_unseen_seeds(args.seed, args.episodes)
 
     # ---- who drives whom, and what they see
-    scene_path = Path(args.config) if args.config else scene_file(args.task)
-    scene = load_scene(scene_path, args.overrides)
-    if scene.task != args.task:
-        raise UserError(f"{scene_path} is the scene of {scene.task}, not of {args.task}")
+    scene = load_task_scene(args.task, args.config, args.overrides)
     learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)

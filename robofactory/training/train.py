@@ -18,11 +18,10 @@ from robofactory.config import (
     UserError,
     dataset_dir,
     load_recipe,
-    load_scene,
+    load_task_scene,
     require_agent,
     run_command,
     run_dir,
-    scene_file,
 )
 
 if TYPE_CHECKING:
@@ -65,15 +64,14 @@ Demonstrations are recorded first when there are none.""",
 
 def main() -> None:
     args = parse_arguments()
-    scene_path = Path(args.config) if args.config else scene_file(args.task)
-    scene = load_scene(scene_path)
-    if scene.task != args.task:
-        raise UserError(f"{scene_path} is the scene of {scene.task}, not of {args.task}")
+    if args.all_agents and args.gpus > 1:
+        raise UserError("--all_agents shares one machine's cores or its one GPU; with --gpus, train one --agent_id after the other")  # fmt: skip
+    scene = load_task_scene(args.task, args.config)
     recipe = load_recipe(args.recipe, args.overrides)
     require_agent(scene, args.agent_id)
     require_hardware(recipe)
     for agent_id in range(scene.num_agents) if args.all_agents else [args.agent_id]:
-        record_if_missing(scene, scene_path, recipe, agent_id)
+        record_if_missing(scene, args.config, recipe, agent_id)
     if args.all_agents:
         train_all_agents(scene.num_agents)
     else:
@@ -88,17 +86,21 @@ def require_hardware(recipe: RecipeConfig) -> None:
         raise UserError(f"{recipe.model.model_name} has 7.6 billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
 
 
-def record_if_missing(scene: SceneConfig, scene_path: Path, recipe: RecipeConfig, agent_id: int) -> None:
+def record_if_missing(scene: SceneConfig, scene_path: str | None, recipe: RecipeConfig, agent_id: int) -> None:
     """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
     data = recipe.data
-    command = ["--task", scene.task, "--config", str(scene_path), "--num", str(data.num_episodes), "--noise", str(data.noise_share), "--visual_detail", data.visual_detail]  # fmt: skip
-    if data.image_width and data.image_height:
-        command += ["--width", str(data.image_width), "--height", str(data.image_height)]
-    if (dataset_dir(scene.task, agent_id, data.num_episodes) / "meta" / "info.json").exists():
+    directory = dataset_dir(scene.task, agent_id, data.num_episodes)
+    if (directory / "meta" / "info.json").exists():
         return
+    command = ["-m", "robofactory.demos.record", "--task", scene.task, "--num", str(data.num_episodes)]
+    command += ["--noise", str(data.noise_share), "--visual_detail", data.visual_detail]
+    if data.image_width is not None:
+        command += ["--width", str(data.image_width), "--height", str(data.image_height)]
+    if scene_path is not None:
+        command += ["--config", scene_path]
     if "WORLD_SIZE" in os.environ:
-        raise UserError(f"no demonstrations in {dataset_dir(scene.task, agent_id, data.num_episodes)}; record them first: python -m robofactory.demos.record {' '.join(command)}")  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "robofactory.demos.record", *command])
+        raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
+    done = subprocess.run([sys.executable, *command])
     if done.returncode != 0:
         sys.exit(done.returncode)
 
@@ -106,22 +108,11 @@ def record_if_missing(scene: SceneConfig, scene_path: Path, recipe: RecipeConfig
 def train_all_agents(num_agents: int) -> None:
     """One process an agent, side by side, the cores shared between them: faster than one after the other on a CPU."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--all_agents"]
+    command = [sys.executable, "-m", "robofactory.training.train", *arguments]
     threads = max(1, (os.cpu_count() or 1) // num_agents)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "robofactory.training.train",
-                *arguments,
-                "--agent_id",
-                str(agent),
-                "--bar_position",
-                str(agent),
-            ],
-            env=environment,
-        )
+        subprocess.Popen([*command, "--agent_id", str(agent), "--bar_position", str(agent)], env=environment)
         for agent in range(num_agents)
     ]
     try:
