@@ -8,7 +8,7 @@
 #   --episodes N         of each evaluation, on seeds that no demonstration has (default: 50)
 #   section.key=value    overrides the recipe, for instance training.num_epochs=4
 #
-# At most 45 minutes on 2 cores and 8 GB of memory. What is complete is kept: after an interruption the same command
+# About 45 minutes on 2 cores, less than 4 GB of memory. What is complete is kept: after an interruption the same command
 # continues, and once all is done it only shows where the report is. $ROBOFACTORY_HOME moves all it writes elsewhere.
 
 set -euo pipefail
