@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = rollout.Plan(
         scene, per_agent, args.temperature, device, directory if args.videos else None, num_threads
     )  # fmt: skip
-    done = unfinished_episodes(directory, protocol)
+    done = episodes_played(directory, protocol)
     evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers)
 
     # ---- keep some videos, report
@@ -303,8 +303,8 @@ def hardware(device: str | None, workers: int | None, has_policies: bool) -> tup
     return device, workers, num_threads
 
 
-def unfinished_episodes(directory: Path, protocol: "Protocol") -> "list[EpisodeResult]":
-    """The episodes of an interrupted evaluation by the same protocol; a complete one is played again from the start."""
+def episodes_played(directory: Path, protocol: "Protocol") -> "list[EpisodeResult]":
+    """The episodes that an earlier evaluation by the same protocol has already played; all of them if it was complete."""
     from robofactory.evaluation import results
 
     if not (directory / results.SUMMARY).exists():
@@ -313,10 +313,10 @@ def unfinished_episodes(directory: Path, protocol: "Protocol") -> "list[EpisodeR
         earlier = results.load(directory)
     except UserError:  # of another version: its numbers are replaced
         return []
-    if earlier.protocol != protocol or earlier.is_complete:
+    if earlier.protocol != protocol:
         return []
     print(
-        f"continuing: {len(earlier.episodes)} episodes of this evaluation are done (delete {directory} to start over)"
+        f"{len(earlier.episodes)} episodes of this evaluation are done already (delete {directory} to play them again)"
     )
     return earlier.episodes
 

@@ -147,7 +147,7 @@ def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     protocol = numbered(5)
     done = [dataclasses.replace(sample_episode(0), steps=11), dataclasses.replace(sample_episode(3), steps=12)]
     results.save(results.Evaluation(protocol, done), tmp_path)
-    found = evaluate.unfinished_episodes(tmp_path, protocol)
+    found = evaluate.episodes_played(tmp_path, protocol)
     evaluation = evaluate.play(protocol, found, tmp_path, play_with_trouble, num_workers=1)
     assert [(e.seed, e.outcome) for e in evaluation.episodes] == [
         (0, SUCCESS), (1, CRASH), (2, FAILURE), (3, SUCCESS), (4, SUCCESS)
@@ -156,14 +156,16 @@ def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     assert results.load(tmp_path) == evaluation and evaluation.is_complete
 
 
-def test_another_policy_or_a_complete_evaluation_starts_over(tmp_path):
+def test_another_policy_starts_over_and_a_complete_evaluation_is_kept(tmp_path):
     protocol = numbered(2)
     results.save(results.Evaluation(protocol, [sample_episode(0)]), tmp_path)
     retrained = dataclasses.replace(protocol, weights=["ef" * 32, None])
-    assert evaluate.unfinished_episodes(tmp_path, retrained) == []
-    assert len(evaluate.unfinished_episodes(tmp_path, protocol)) == 1
+    assert evaluate.episodes_played(tmp_path, retrained) == []
+    assert len(evaluate.episodes_played(tmp_path, protocol)) == 1
     results.save(results.Evaluation(protocol, [sample_episode(0), sample_episode(1)]), tmp_path)
-    assert evaluate.unfinished_episodes(tmp_path, protocol) == []
+    assert len(evaluate.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
+        "a complete one is not played again"
+    )
 
 
 @pytest.mark.parametrize(
