@@ -80,8 +80,10 @@ def test_seeds_of_the_demonstrations_are_refused(first):
         results.require_unseen_seeds(first, 50)
 
 
-def test_seeds_above_the_demonstrations_are_fine():
-    results.require_unseen_seeds(10_000, 50)
+def test_the_seed_after_the_last_demonstrations_is_the_first_allowed():
+    with pytest.raises(UserError, match="use 10000 or above"):
+        results.require_unseen_seeds(9_999, 1)
+    assert results.require_unseen_seeds(10_000, 1) is None
 
 
 def test_the_weights_and_not_only_the_statistics_are_fingerprinted(tmp_path):
