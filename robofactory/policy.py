@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
 from robofactory.model.openvla import OpenVLA
+from robofactory.model.precision import autocast
 from robofactory.shapes import Observation
 
 
@@ -40,6 +41,6 @@ class Policy:
         (a missing view, a wrong dtype, a NaN).
         """
         batch = self.codec.encode_observations(observations).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.model):
             tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator)
         return self.codec.decode_actions(tokens.cpu().numpy())

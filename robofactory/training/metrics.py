@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robofactory.codec.codec import Codec
 from robofactory.model.openvla import OpenVLA
+from robofactory.model.precision import autocast
 from robofactory.shapes import Batch
 from robofactory.training.distributed import Topology, sum_over_ranks
 
@@ -44,7 +45,7 @@ def validate(
     names, sums, count = ["loss"], np.zeros(1), 0
     for batch in batches:
         batch = batch.to(topology.device)
-        with torch.autocast(topology.device.type, torch.bfloat16):
+        with autocast(model):
             loss, predicted = model(batch, soft_target_sigma_bins)
         scores = {"loss": loss.item()} | score(codec, predicted, batch)
         size = len(batch.input_ids)

@@ -9,6 +9,7 @@ from jaxtyping import Float32
 from robofactory.codec.codec import Codec
 from robofactory.config import UserError
 from robofactory.model.openvla import OpenVLA
+from robofactory.model.precision import autocast
 from robofactory.shapes import Batch
 
 
@@ -60,7 +61,7 @@ def _every_input_changes_the_logits(model: OpenVLA, batch: Batch, views: tuple[s
 
 
 def _every_trainable_tensor_gets_a_gradient(model: OpenVLA, batch: Batch) -> None:
-    with torch.autocast(batch.pixel_values.device.type, torch.bfloat16):
+    with autocast(model):
         loss, _ = model(batch)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -136,6 +136,7 @@ def train(
 
     from robofactory import checkpoint
     from robofactory.data.dataset import load_splits
+    from robofactory.model.precision import autocast
     from robofactory.training import distributed, optim
     from robofactory.training.log import Log
     from robofactory.training.metrics import mean, score, validate
@@ -194,7 +195,7 @@ def train(
                 batch = batch.to(device)
                 is_last = index == len(window) - 1
                 with contextlib.nullcontext() if is_last or wrapped is model else wrapped.no_sync():  # type: ignore
-                    with torch.autocast(device.type, torch.bfloat16):
+                    with autocast(model):
                         loss, predicted = wrapped(batch, t.soft_target_sigma_bins)
                     (loss / len(window)).backward()
                 measured.append({"train_loss": loss.item()} | score(codec, predicted, batch))
