@@ -8,6 +8,7 @@ alone at the top, so that `--help` answers on a machine where nothing is install
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,11 +121,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RelabelConfig:
+    """Rounds of training that go on from the last one, with more data: episodes that the policies of the last one drove,
+    labelled by the expert with what it would have done (DAgger)."""
+
+    num_rounds: int = 1
+    num_episodes: int = 60  # a round
+    num_epochs: int = 2  # a round, over the demonstrations and everything relabelled so far
+    learning_rate: float = 5.0e-4
+
+
+@dataclass(frozen=True)
 class RecipeConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    relabel: RelabelConfig | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------- scene
@@ -205,6 +218,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeConfi
     recipe = _load(RecipeConfig, path, overrides)
     _check_recipe(recipe, path)
     return recipe
+
+
+def of_round(recipe: RecipeConfig, round_number: int) -> RecipeConfig:
+    """The recipe of a round of training: 0 is on the demonstrations alone, see `RelabelConfig` for the later ones.
+
+    Raises:
+        UserError: the recipe has no such round.
+    """
+    num_rounds = recipe.relabel.num_rounds if recipe.relabel else 0
+    if not 0 <= round_number <= num_rounds:
+        raise UserError(f"--round {round_number}: the recipe has rounds 0 to {num_rounds}; see relabel.num_rounds")
+    if round_number == 0 or recipe.relabel is None:
+        return recipe
+    relabel = recipe.relabel
+    training = dataclasses.replace(recipe.training, num_epochs=relabel.num_epochs, learning_rate=relabel.learning_rate)
+    return dataclasses.replace(recipe, training=training)
 
 
 def load_scene(path: str | Path, overrides: Sequence[str] = ()) -> SceneConfig:
@@ -332,6 +361,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.max_grad_norm": t.max_grad_norm,
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
+        **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
     }
     for key, value in positive.items():
         _require(value > 0, path, key, f"must be positive, got {value}")
@@ -465,6 +495,11 @@ def dataset_dir(task: str, agent_id: int, num_episodes: int) -> Path:
     return home() / "data" / f"{task}_Agent{agent_id}_{num_episodes}"
 
 
+def relabelled_dir(task: str, agent_id: int, num_episodes: int, round_number: int) -> Path:
+    """Episodes that policies drove which were trained on so many demonstrations, up to the round before this one."""
+    return home() / "data" / f"{task}_Agent{agent_id}_{num_episodes}_relabelled_{round_number}"
+
+
 def run_dir(policy: str, task: str, agent_id: int, num_episodes: int) -> Path:
     return home() / "checkpoints" / policy / f"{task}_Agent{agent_id}_{num_episodes}"
 
@@ -492,6 +527,60 @@ def find_checkpoint(run: Path, checkpoint: str) -> Path:
         (p.name for p in run.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda n: (len(n), n)
     )
     raise UserError(f"no checkpoint {checkpoint!r}; {run} has {', '.join(names) or 'none'}")
+
+
+def find_checkpoints(
+    policy: str, task: str, agents: list[int], checkpoint: str, data_num: int | None
+) -> dict[int, Path]:
+    """The checkpoint directory of each agent that has to have one.
+
+    Raises:
+        UserError: one is missing, or it is not clear which is meant; the line lists what there is.
+    """
+    if "/" in checkpoint:
+        if len(agents) > 1 and "{agent}" not in checkpoint:
+            raise UserError(
+                f"{checkpoint} is one directory for {len(agents)} agents; write {{agent}} where it has the agent's "
+                "number, or evaluate one agent with --partner expert --agent_id K"
+            )
+        paths = {agent: Path(checkpoint.replace("{agent}", str(agent))) for agent in agents}
+        missing = [str(path) for path in paths.values() if not path.is_dir()]
+        if missing:
+            raise UserError(f"no checkpoint directory {missing[0]}")
+        return {agent: path.resolve() for agent, path in paths.items()}
+    data_num = find_data_num(policy, task, agents, data_num) if agents else 0
+    return {agent: find_checkpoint(run_dir(policy, task, agent, data_num), checkpoint) for agent in agents}
+
+
+def find_data_num(policy: str, task: str, agents: list[int], data_num: int | None) -> int:
+    """The number of demonstrations that all these agents have policies from; `data_num` itself if it is given.
+
+    Raises:
+        UserError: an agent has no policy, or not from that many; several numbers are possible.
+    """
+    trained = {agent: trained_runs(policy, task, agent) for agent in agents}
+    for agent, numbers in trained.items():
+        if not numbers:
+            command = f"bash train.sh --policy {policy} --task {task} --agent_id {agent}"
+            raise UserError(f"agent {agent} of {task} has no trained policy; train it: {command}")
+        if data_num not in (None, *numbers):
+            have = ", ".join(map(str, numbers))
+            raise UserError(f"--data_num {data_num}: agent {agent} of {task} has policies from {have} demonstrations")
+    if data_num is not None:
+        return data_num
+    common = set.intersection(*(set(numbers) for numbers in trained.values()))
+    if len(common) != 1:
+        have = "; ".join(f"agent {agent}: {', '.join(map(str, numbers))}" for agent, numbers in trained.items())
+        raise UserError(f"policies were trained on several numbers of demonstrations ({have}); choose with --data_num")
+    return common.pop()
+
+
+def trained_runs(policy: str, task: str, agent: int) -> list[int]:
+    """The numbers of demonstrations that this agent's policies were trained on."""
+    name = re.compile(rf"{re.escape(task)}_Agent{agent}_(\d+)")
+    parent = run_dir(policy, task, agent, 0).parent
+    matches = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def require_agent(scene: SceneConfig, agent_id: int) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint that acts: the only inference path, used by evaluation and by serving alike."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,3 +45,12 @@ class Policy:
         with autocast(self.model):
             tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator)
         return self.codec.decode_actions(tokens.cpu().numpy())
+
+
+def digest_of_weights(checkpoint: Path) -> str:
+    """sha256 over the weight files of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

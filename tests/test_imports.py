@@ -18,7 +18,7 @@ ALLOWED = {
     "codec": {"config", "shapes"},
     "model": {"config", "shapes"},
     "data": {"codec", "config", "shapes"},
-    "demos": {"sim", "data.episodes", "config", "shapes"},
+    "demos": {"sim", "data.episodes", "policy", "config", "shapes"},  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config"},
     "training": {"data", "model", "codec", "checkpoint", "config", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from robofactory.codec.codec import Codec, Example
 from robofactory.config import RecipeConfig, SceneConfig, UserError, from_yaml, look_of
 from robofactory.data.episodes import DatasetReader
-from robofactory.shapes import Batch
+from robofactory.shapes import Action, Batch, Observation
 
 
 def split_episodes(num_episodes: int, val_ratio: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -30,62 +30,76 @@ def split_episodes(num_episodes: int, val_ratio: float, seed: int) -> tuple[tupl
     return tuple(sorted(order[num_val:])), tuple(sorted(order[:num_val]))
 
 
-def load_splits(directory: Path, recipe: RecipeConfig) -> "Splits":
-    """The dataset, its codec and its two parts. Statistics are taken from the training episodes alone.
+def load_splits(directory: Path, recipe: RecipeConfig, relabelled: Sequence[Path] = ()) -> "Splits":
+    """An agent's demonstrations in two parts, and their codec; relabelled episodes are all for training.
+
+    Statistics are taken from the demonstrations to train on, and from nothing else: the codec stays what it is in
+    whatever round of training.
 
     Raises:
-        UserError: no dataset, an unfinished or broken one, or a view that it has not.
+        UserError: no dataset, an unfinished or broken one, or a view that it has not; one that shows other pictures.
     """
-    reader = DatasetReader(directory, recipe.data.views)
+    reader, *more = (DatasetReader(each, recipe.data.views) for each in (directory, *relabelled))
+    look, *looks = (look_of(from_yaml(SceneConfig, each.description.scene_yaml)) for each in (reader, *more))
+    for other, path in zip(looks, relabelled, strict=True):
+        if other != look:
+            raise UserError(f"{path} does not show its pictures as {directory} does; delete it and record it again")
     train, val = split_episodes(reader.num_episodes, recipe.data.val_ratio, recipe.training.seed)
-    look = look_of(from_yaml(SceneConfig, reader.description.scene_yaml))
     actions = np.concatenate([reader.actions(episode) for episode in train])
     proprio = np.concatenate([reader.proprio(episode) for episode in train])
     codec = Codec.create(recipe, actions, proprio, reader.description.joint_names, look)
-    return Splits(reader, codec, train, val, recipe)
+    parts = (Part(reader, train), *(Part(each, tuple(range(each.num_episodes))) for each in more))
+    return Splits(codec, parts, (Part(reader, val),), recipe)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some episodes of a dataset."""
+
+    reader: DatasetReader
+    episodes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What training asks of a dataset. `train_episodes` and `val_episodes` are disjoint."""
+    """What training asks of its data. No episode is in both `train` and `val`."""
 
-    reader: DatasetReader
     codec: Codec
-    train_episodes: tuple[int, ...]
-    val_episodes: tuple[int, ...]
+    train: tuple[Part, ...]
+    val: tuple[Part, ...]
     recipe: RecipeConfig
 
     def train_batches(self, rank: int, world_size: int) -> "Batches":
         """Random order and random crops, both drawn from the recipe's seed."""
-        return self._batches(self.train_episodes, is_training=True, rank=rank, world_size=world_size)
+        return self._batches(self.train, is_training=True, rank=rank, world_size=world_size)
 
     def val_batches(self, rank: int, world_size: int) -> "Batches":
         """In order, centred crops."""
-        return self._batches(self.val_episodes, is_training=False, rank=rank, world_size=world_size)
+        return self._batches(self.val, is_training=False, rank=rank, world_size=world_size)
 
     def train_actions(self) -> Float32[np.ndarray, "n a"]:
         """All actions to train on, in physical units."""
-        return np.concatenate([self.reader.actions(episode) for episode in self.train_episodes])
+        return np.concatenate([part.reader.actions(episode) for part in self.train for episode in part.episodes])
 
     def examples(self, count: int, device: torch.device) -> tuple[Batch, Float32[np.ndarray, "n a"]]:
-        """A batch of training frames, spread evenly over them, and the actions that the dataset holds for them."""
-        frames = FrameDataset(self.reader, self.codec, self.train_episodes, augment_seed=None)
+        """A batch of training frames, spread evenly over them, and the actions that the data holds for them."""
+        frames = FrameDataset(self.train, self.codec, augment_seed=None)
         rows = np.linspace(0, len(frames) - 1, count).astype(int).tolist()
         batch = self.codec.collate([frames[FrameKey(0, row)] for row in rows])
-        return batch.to(device), np.stack([self.reader.frame(*frames.place(row))[1] for row in rows])
+        return batch.to(device), np.stack([frames.raw(row)[1] for row in rows])
 
     def input_images(self) -> tuple[dict[str, UInt8[np.ndarray, "h w 3"]], str]:
         """The views of one training example as the model sees them, and its instruction."""
-        seed = self.recipe.training.seed
-        frames = FrameDataset(self.reader, self.codec, self.train_episodes, augment_seed=seed)
-        row = int(self.reader.episode_lengths[self.train_episodes[0]]) // 2
+        frames = FrameDataset(self.train, self.codec, augment_seed=self.recipe.training.seed)
+        reader, first = self.train[0].reader, self.train[0].episodes[0]
+        row = int(reader.episode_lengths[first]) // 2
         pictures = self.codec.pictures_seen(frames[FrameKey(0, row)].pixel_values)
         views = {view: pictures[index] for index, view in enumerate(self.codec.views)}
-        return views, self.reader.instructions[self.train_episodes[0]]
+        return views, reader.instructions[first]
 
-    def _batches(self, episodes: Sequence[int], is_training: bool, rank: int, world_size: int) -> "Batches":
+    def _batches(self, parts: Sequence[Part], is_training: bool, rank: int, world_size: int) -> "Batches":
         seed = self.recipe.training.seed
-        frames = FrameDataset(self.reader, self.codec, episodes, augment_seed=seed if is_training else None)
+        frames = FrameDataset(parts, self.codec, augment_seed=seed if is_training else None)
         order = FrameOrder(len(frames), self.recipe.dataloader.batch_size, seed, is_training, rank, world_size)
         return Batches(frames, order, self.recipe.dataloader.num_workers)
 
@@ -107,24 +121,23 @@ class FrameDataset(Dataset[Example]):
         number of workers nor a resumed run changes them. None: centred crops.
     """
 
-    def __init__(self, reader: DatasetReader, codec: Codec, episodes: Sequence[int], augment_seed: int | None):
-        self.reader = reader
+    def __init__(self, parts: Sequence[Part], codec: Codec, augment_seed: int | None):
         self.codec = codec
-        self.episodes = np.asarray(episodes)
         self.augment_seed = augment_seed
-        self._ends = np.cumsum(reader.episode_lengths[self.episodes])
+        self._episodes = [(part.reader, episode) for part in parts for episode in part.episodes]
+        self._ends = np.cumsum([reader.episode_lengths[episode] for reader, episode in self._episodes])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def place(self, frame: int) -> tuple[int, int]:
-        """The episode of a frame, and the step in it."""
+    def raw(self, frame: int) -> tuple[Observation, Action]:
+        """The frame as it was recorded."""
         at = int(np.searchsorted(self._ends, frame, side="right"))
-        episode = int(self.episodes[at])
-        return episode, frame - int(self._ends[at] - self.reader.episode_lengths[episode])
+        reader, episode = self._episodes[at]
+        return reader.frame(episode, frame - int(self._ends[at] - reader.episode_lengths[episode]))
 
     def __getitem__(self, key: FrameKey) -> Example:
-        observation, action = self.reader.frame(*self.place(key.frame))
+        observation, action = self.raw(key.frame)
         generator = None if self.augment_seed is None else _generator(self.augment_seed, "crop", *key)
         return self.codec.encode_example(observation, action, generator)
 

@@ -43,6 +43,7 @@ class DatasetDescription:
     image_sizes: view -> (height, width) in px.
     joint_names: of the dimensions of proprio and action alike.
     noise_share: of the episodes that are recorded with perturbed actions.
+    driver: who acts in them; the labels are the expert's.
     """
 
     scene_yaml: str
@@ -53,6 +54,7 @@ class DatasetDescription:
     robot_type: str = "panda"
     noise_share: float = 0.0
     first_seed: int = 0
+    driver: str = "expert"
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,7 @@ class DatasetWriter:
     @property
     def is_finished(self) -> bool:
         """Whether `finalize` was called after the last episode."""
-        info = self.directory / "meta" / "info.json"
-        return info.is_file() and lerobot.read_json(info)["total_episodes"] == self.num_episodes
+        return is_complete(self.directory, self.num_episodes)
 
     def append(self, episode: Episode) -> None:
         """Write the next episode, whole or not at all.
@@ -320,10 +321,17 @@ def _find_images(path: Path, column: str, values: pa.ChunkedArray) -> Int64[np.n
     return np.array(places, np.int64)
 
 
+def is_complete(directory: Path, num_episodes: int) -> bool:
+    """Whether a directory holds a finished dataset of this many episodes."""
+    info = directory / "meta" / "info.json"
+    return info.is_file() and lerobot.read_json(info)["total_episodes"] == num_episodes
+
+
 def _read_description(path: Path) -> DatasetDescription:
     content = lerobot.read_json(path)
     content["image_sizes"] = {view: tuple(size) for view, size in content["image_sizes"].items()}
     content["joint_names"] = tuple(content["joint_names"])
+    content.setdefault("driver", "expert")  # datasets of the first version do not say it: there was no other
     return DatasetDescription(**{field.name: content[field.name] for field in dataclasses.fields(DatasetDescription)})
 
 

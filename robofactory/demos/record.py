@@ -1,4 +1,8 @@
-"""Record expert demonstrations in simulation: one LeRobot v3.0 dataset for each agent of the task."""
+"""Record expert demonstrations in simulation: one LeRobot v3.0 dataset for each agent of the task.
+
+With --round, learned policies drive instead, and what is recorded is what the expert would have done in their place: what
+the next round of training learns from (DAgger).
+"""
 
 import argparse
 import dataclasses
@@ -8,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +23,11 @@ from robofactory.config import (
     SceneConfig,
     UserError,
     dataset_dir,
+    find_checkpoints,
+    find_data_num,
+    from_yaml,
     load_task_scene,
+    relabelled_dir,
     run_command,
     to_yaml,
 )
@@ -27,9 +36,9 @@ if TYPE_CHECKING:
     from robofactory.data.episodes import DatasetDescription, Episode
 
 JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, 8)), "gripper")
-STEPS_AFTER_SUCCESS = 5  # what to do when it is done is learned too: hold
 MAX_FAILURES_ON_END = 50
-NOISE_STREAM = 1  # keeps the draws of the disturbances apart from the layout's, which come from the same seed
+POLICY = "openvla"  # the kind that --round lets drive
+SEEDS_A_ROUND = 500  # of relabelling: each has layouts of its own
 SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar on
 
 
@@ -44,6 +53,7 @@ examples:
   python -m robofactory.demos.record --task LiftBarrier-rf --num 150
   python -m robofactory.demos.record --task LiftBarrier-rf --num 20 --visual_detail low --width 128 --height 96
   python -m robofactory.demos.record --task LiftBarrier-rf --num 10 objects.barrier.mass_kg=0.5
+  python -m robofactory.demos.record --task LiftBarrier-rf --num 60 --round 1 --data_num 150
 
 Seeds are taken in order; those where the expert fails are dropped. Interrupted, even killed, the same command
 continues; the result is the same, bit for bit, for any number of workers and interruptions.""",
@@ -51,22 +61,33 @@ continues; the result is the same, bit for bit, for any number of workers and in
     parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
     parser.add_argument("--num", type=int, default=defaults.num_episodes, help="demonstrations (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    noise = "share of the demonstrations with perturbed actions and the expert's labels (default: %(default)s)"
-    parser.add_argument("--noise", type=float, default=defaults.noise_share, metavar="SHARE", help=noise)
+    noise = f"share of the episodes with perturbed actions, the labels stay the expert's (default: {defaults.noise_share}; with --round 0)"
+    parser.add_argument("--noise", type=float, metavar="SHARE", help=noise)
     parser.add_argument("--config", metavar="SCENE.yaml", help="scene of the task (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="START", help="first seed (default: %(default)s)")
     parser.add_argument("--visual_detail", choices=["low", "full"], help="meshes to render (default: the scene's)")
     parser.add_argument("--width", type=int, help="of every camera, in px (default: the scene's)")
     parser.add_argument("--height", type=int, help="of every camera, in px (default: the scene's)")
+    parser.add_argument("--round", type=int, default=0, help="of training that the episodes are for; above 0, the latest policies drive and the expert labels (default: 0, demonstrations)")  # fmt: skip
+    parser.add_argument("--data_num", type=int, help="with --round: demonstrations the policies were trained on, the end of the run's name (default: the only one there is)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_arguments()
+    if args.round:
+        given = [args.config, args.visual_detail, args.width, args.height, args.seed or None, *args.overrides]
+        if any(value is not None for value in given):
+            raise UserError(
+                "--round records the scene and pictures of the demonstrations; leave what changes them away"
+            )
+        relabel(args.task, args.num, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
+        return
     scene = load_task_scene(args.task, args.config, args.overrides)
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
-    record(scene, args.num, noise_share=args.noise, workers=args.workers, first_seed=args.seed)
+    noise_share = DataConfig().noise_share if args.noise is None else args.noise
+    record(scene, args.num, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
 
 
 def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:
@@ -99,6 +120,7 @@ def record(
     first_seed: int = 0,
     directories: Sequence[Path] | None = None,
     make_player: Callable[[SceneConfig, float], Player] | None = None,
+    driver: str = "expert",
 ) -> list[Path]:
     """Record until each agent's dataset has this many episodes; continues what is there. Returns the datasets.
 
@@ -106,7 +128,9 @@ def record(
         noise_share: of the episodes that execute perturbed actions; which ones, the seed decides.
         workers: processes; None: one for each core.
         directories: of the datasets, one an agent; None: where `config.dataset_dir` says.
-        make_player: where episodes come from; None: the simulator. Called in the workers, so it must be importable.
+        make_player: where episodes come from; None: the expert in the simulator. Called in the workers, so it must be
+            importable.
+        driver: who acts in them, for the datasets' description.
     Raises:
         UserError: a bad number; a dataset of another scene or share of noise; no device that can render; a full disk;
             an expert that always fails; a worker that died. Complete episodes are kept.
@@ -114,11 +138,12 @@ def record(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     _check(num_episodes, noise_share, workers, first_seed)
     from robofactory.data.episodes import DatasetWriter
+    from robofactory.demos.players import ExpertPlayer
 
     if directories is None:
         directories = [dataset_dir(scene.task, agent, num_episodes) for agent in range(scene.num_agents)]
     writers = [
-        DatasetWriter(directory, describe(scene, agent, noise_share, first_seed))
+        DatasetWriter(directory, describe(scene, agent, noise_share, first_seed, driver))
         for agent, directory in enumerate(directories)
     ]
     done = min(writer.num_episodes for writer in writers)
@@ -130,7 +155,7 @@ def record(
 
     progress = Progress(num_episodes, done)
     failures_on_end = 0
-    source = _play_in_order(scene, noise_share, make_player or SimulatedPlayer, first, num_episodes - done, workers)
+    source = _play_in_order(scene, noise_share, make_player or ExpertPlayer, first, num_episodes - done, workers)
     try:
         for seed, parts in source:
             failures_on_end = 0 if parts else failures_on_end + 1
@@ -155,7 +180,41 @@ def record(
     return list(directories)
 
 
-def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int) -> "DatasetDescription":
+def relabel(
+    task: str, num_episodes: int, round_number: int, data_num: int | None, *, noise_share: float, workers: int | None
+) -> list[Path]:
+    """Record what the expert would have done in the place of the latest policies, for a round of training.
+
+    In the scene of the policies' demonstrations, on layouts that these do not have.
+
+    Raises:
+        UserError: as `record`; an agent without a policy.
+    """
+    from robofactory.data.episodes import DatasetReader, is_complete
+    from robofactory.demos.players import PolicyPlayer
+    from robofactory.policy import digest_of_weights
+
+    agents = list(range(load_task_scene(task, None).num_agents))
+    data_num = find_data_num(POLICY, task, agents, data_num)
+    directories = [relabelled_dir(task, agent, data_num, round_number) for agent in agents]
+    if all(is_complete(directory, num_episodes) for directory in directories):
+        print("recorded already: " + ", ".join(map(str, directories)))  # and the latest policies may be others by now
+        return directories
+    readers = [DatasetReader(dataset_dir(task, agent, data_num)) for agent in agents]
+    checkpoints = list(find_checkpoints(POLICY, task, agents, "latest", data_num).values())
+    return record(
+        from_yaml(SceneConfig, readers[0].description.scene_yaml),
+        num_episodes,
+        noise_share=noise_share,
+        workers=workers,
+        first_seed=readers[0].seeds[-1] + 1 + SEEDS_A_ROUND * (round_number - 1),
+        directories=directories,
+        make_player=partial(PolicyPlayer, checkpoints=checkpoints),
+        driver=f"{POLICY}, weights " + ", ".join(digest_of_weights(checkpoint)[:12] for checkpoint in checkpoints),
+    )
+
+
+def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int, driver: str) -> "DatasetDescription":
     """What all episodes of one agent share."""
     from robofactory.data.episodes import DatasetDescription
 
@@ -170,6 +229,7 @@ def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int
         robot_type=scene.robots[agent].uid,
         noise_share=noise_share,
         first_seed=first_seed,
+        driver=driver,
     )
 
 
@@ -334,66 +394,6 @@ def _work(
         pipe.send((str(error), None))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
-
-
-# -------------------------------------------------------------------------------------------------------- an episode
-
-
-class SimulatedPlayer:
-    """The expert in the simulator."""
-
-    def __init__(self, scene: SceneConfig, noise_share: float):
-        from robofactory.sim.env import make_env
-
-        self.scene, self.noise_share = scene, noise_share
-        self.env = make_env(scene)
-
-    def play(self, seed: int) -> "list[Episode] | None":
-        """At each step: look, measure, ask the expert, then act; so proprio is from before the action."""
-        import numpy as np
-
-        from robofactory.demos.disturbances import Disturbances
-        from robofactory.sim.env import make_expert, observe
-
-        random = np.random.default_rng([seed, NOISE_STREAM])
-        is_noisy = random.random() < self.noise_share
-        disturbances = Disturbances(self.scene.num_agents, random)
-        # Built anew: what PhysX keeps over a mere reset would make the last bits depend on the episodes before.
-        self.env.reset(seed=seed, options={"reconfigure": True})
-        expert = make_expert(self.env)
-        observations, labels, executed = [], [], []
-        steps_left, succeeded = self.scene.max_episode_steps, False
-        while steps_left > 0:
-            seen, answers = observe(self.env), expert.act()
-            actions = answers
-            if is_noisy and not succeeded:
-                actions = disturbances.disturb(answers, [observation.proprio for observation in seen])
-            observations.append(seen)
-            labels.append(answers)
-            executed.append(actions)
-            info = self.env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
-            steps_left -= 1
-            if not succeeded and bool(info["success"]):
-                succeeded, steps_left = True, min(steps_left, STEPS_AFTER_SUCCESS)
-        if not succeeded:
-            return None
-        return [self._part(agent, seed, observations, labels, executed) for agent in range(self.scene.num_agents)]
-
-    def _part(self, agent: int, seed: int, observations: list, labels: list, executed: list) -> "Episode":
-        import numpy as np
-
-        from robofactory.data.episodes import Episode, encode_png
-
-        actions = np.stack([step[agent] for step in labels])
-        own = [step[agent] for step in observations]
-        return Episode(
-            images={view: [encode_png(observation.images[view]) for observation in own] for view in own[0].images},
-            proprio=np.stack([observation.proprio for observation in own]).astype(np.float32),
-            actions=actions.astype(np.float32),
-            perturbed=(np.stack([step[agent] for step in executed]) != actions).any(axis=1),
-            instruction=own[0].instruction,
-            seed=seed,
-        )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ from robofactory.config import (
     SceneConfig,
     UserError,
     expert_results_dir,
-    find_checkpoint,
+    find_checkpoints,
     load_task_scene,
     look_of,
     require_agent,
     results_dir,
     run_command,
-    run_dir,
     to_yaml,
     with_look,
 )
@@ -97,6 +96,7 @@ trained unless visual_detail or shader is overridden.""",
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     from robofactory.evaluation import report, results, rollout
+    from robofactory.policy import digest_of_weights
 
     results.require_unseen_seeds(args.seed, args.episodes)
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         drivers=[args.policy if agent in checkpoints else EXPERT for agent in range(scene.num_agents)],
         checkpoints=[None if path is None else str(path) for path in per_agent],
         fingerprints=[fingerprints.get(agent) for agent in range(scene.num_agents)],
-        weights=[None if path is None else results.digest_of_weights(path) for path in per_agent],
+        weights=[None if path is None else digest_of_weights(path) for path in per_agent],
         first_seed=args.seed,
         num_episodes=args.episodes,
         max_steps=scene.max_episode_steps,
@@ -162,52 +162,6 @@ def learned_agents(scene: SceneConfig, policy: str, partner: str | None, agent_i
         return list(range(scene.num_agents))
     require_agent(scene, agent_id)
     return [agent_id]
-
-
-def find_checkpoints(
-    policy: str, task: str, agents: list[int], checkpoint: str, data_num: int | None
-) -> dict[int, Path]:
-    """The checkpoint directory of each agent that has to have one.
-
-    Raises:
-        UserError: one is missing, or it is not clear which is meant; the line lists what there is.
-    """
-    if "/" in checkpoint:
-        if len(agents) > 1 and "{agent}" not in checkpoint:
-            raise UserError(
-                f"--checkpoint {checkpoint} is one directory for {len(agents)} agents; write {{agent}} where it has "
-                f"the agent's number, or evaluate one agent with --partner expert --agent_id K"
-            )
-        paths = {agent: Path(checkpoint.replace("{agent}", str(agent))) for agent in agents}
-        missing = [str(path) for path in paths.values() if not path.is_dir()]
-        if missing:
-            raise UserError(f"no checkpoint directory {missing[0]}")
-        return {agent: path.resolve() for agent, path in paths.items()}
-    trained = {agent: trained_runs(policy, task, agent) for agent in agents}
-    for agent, numbers in trained.items():
-        if not numbers:
-            command = f"bash train.sh --policy {policy} --task {task} --agent_id {agent}"
-            raise UserError(f"agent {agent} of {task} has no trained policy; train it: {command}")
-        if data_num not in (None, *numbers):
-            have = ", ".join(map(str, numbers))
-            raise UserError(f"--data_num {data_num}: agent {agent} of {task} has policies from {have} demonstrations")
-    if data_num is None and agents:
-        common = set.intersection(*(set(numbers) for numbers in trained.values()))
-        if len(common) != 1:
-            have = "; ".join(f"agent {agent}: {', '.join(map(str, numbers))}" for agent, numbers in trained.items())
-            raise UserError(
-                f"policies were trained on several numbers of demonstrations ({have}); choose with --data_num"
-            )
-        data_num = common.pop()
-    return {agent: find_checkpoint(run_dir(policy, task, agent, data_num or 0), checkpoint) for agent in agents}
-
-
-def trained_runs(policy: str, task: str, agent: int) -> list[int]:
-    """The numbers of demonstrations that this agent's policies were trained on."""
-    name = re.compile(rf"{re.escape(task)}_Agent{agent}_(\d+)")
-    parent = run_dir(policy, task, agent, 0).parent
-    matches = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
-    return sorted(int(match[1]) for match in matches if match)
 
 
 def checkpoint_name(checkpoints: dict[int, Path], asked: str) -> str:

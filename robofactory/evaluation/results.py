@@ -4,7 +4,6 @@ On disk `{directory}/episodes.json` and `{directory}/summary.json`, both replace
 interrupted evaluation keeps what was complete.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -153,15 +152,6 @@ def require_unseen_seeds(first_seed: int, num_episodes: int) -> None:
             f"--seed {first_seed}: seeds {first_seed}..{last} overlap the demonstrations' 0..{FIRST_EVALUATION_SEED - 1}; "
             f"use {FIRST_EVALUATION_SEED} or above"
         )
-
-
-def digest_of_weights(checkpoint: Path) -> str:
-    """sha256 over the weight files of a checkpoint, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def renderer() -> str:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robofactory.config import (
@@ -19,6 +18,8 @@ from robofactory.config import (
     dataset_dir,
     load_recipe,
     load_task_scene,
+    of_round,
+    relabelled_dir,
     require_agent,
     run_command,
     run_dir,
@@ -27,6 +28,7 @@ from robofactory.config import (
 if TYPE_CHECKING:
     from robofactory.shapes import Batch
     from robofactory.training.distributed import Topology
+    from robofactory.training.rounds import Start
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,6 +59,7 @@ Demonstrations are recorded first when there are none.""",
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
+    parser.add_argument("--round", type=int, default=0, help="above 0: go on with what robofactory record --relabel recorded (default: 0, the demonstrations alone)")  # fmt: skip
     parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
     return parser.parse_intermixed_args()
@@ -67,7 +70,7 @@ def main() -> None:
     if args.all_agents and args.gpus > 1:
         raise UserError("--all_agents shares one machine's cores or its one GPU; with --gpus, train one --agent_id after the other")  # fmt: skip
     scene = load_task_scene(args.task, args.config)
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = of_round(load_recipe(args.recipe, args.overrides), args.round)
     require_agent(scene, args.agent_id)
     require_hardware(recipe)
     for agent_id in range(scene.num_agents) if args.all_agents else [args.agent_id]:
@@ -75,7 +78,7 @@ def main() -> None:
     if args.all_agents:
         train_all_agents(scene.num_agents)
     else:
-        train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position)
+        train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position, args.round)
 
 
 def require_hardware(recipe: RecipeConfig) -> None:
@@ -128,9 +131,21 @@ def train_all_agents(num_agents: int) -> None:
 
 
 def train(
-    policy: str, scene: SceneConfig, agent_id: int, recipe: RecipeConfig, resume: bool, bar_position: int
+    policy: str,
+    scene: SceneConfig,
+    agent_id: int,
+    recipe: RecipeConfig,
+    resume: bool,
+    bar_position: int,
+    round_number: int = 0,
 ) -> None:
-    """Train one agent's policy; everything in the order of time."""
+    """Train one agent's policy; everything in the order of time.
+
+    Args:
+        recipe: of this round, see `config.of_round`.
+        round_number: above 0, the run goes on from the end of the round before, with a new optimizer and schedule, on
+            the demonstrations and all episodes relabelled up to this round.
+    """
     import torch
     from torch.nn.utils import clip_grad_norm_
 
@@ -141,6 +156,15 @@ def train(
     from robofactory.training.log import Log
     from robofactory.training.metrics import mean, score, validate
     from robofactory.training.preflight import preflight
+    from robofactory.training.rounds import find_start
+
+    # ---- where the run stands
+    num_demonstrations = recipe.data.num_episodes
+    run = run_dir(policy, scene.task, agent_id, num_demonstrations)
+    start = find_start(run, recipe, round_number, resume)
+    if start is None:
+        print(f"trained already: {run / 'latest'}")
+        return
 
     # ---- processes and random numbers
     t = recipe.training
@@ -149,13 +173,17 @@ def train(
     torch.manual_seed(t.seed)
 
     # ---- data: split by episode, encoded by the codec that is saved with the policy
-    data = load_splits(dataset_dir(scene.task, agent_id, recipe.data.num_episodes), recipe)
+    relabelled = [
+        relabelled_dir(scene.task, agent_id, num_demonstrations, number) for number in range(1, round_number + 1)
+    ]
+    data = load_splits(dataset_dir(scene.task, agent_id, num_demonstrations), recipe, relabelled)
     codec = data.codec
     train_batches = data.train_batches(topology.rank, topology.world_size)
     val_batches = data.val_batches(topology.rank, topology.world_size)
     updates_per_epoch = -(-train_batches.num_batches // t.gradient_accumulate_every)
-    num_updates = t.max_steps or t.num_epochs * updates_per_epoch
+    num_updates = t.max_steps or t.num_epochs * updates_per_epoch  # of this round
     num_epochs = -(-num_updates // updates_per_epoch)
+    last_update, last_epoch = start.first_update + num_updates, start.first_epoch + num_epochs
 
     # ---- model, proven to be connected before anything is spent
     model = checkpoint.build_model(recipe, codec).to(device)
@@ -164,15 +192,9 @@ def train(
     schedule = optim.make_schedule(optimizer, num_updates, t.warmup_ratio)
     trainable = [p for p in model.parameters() if p.requires_grad]
 
-    # ---- where to start
-    run = run_dir(policy, scene.task, agent_id, recipe.data.num_episodes)
-    update, start_epoch, start_micro = 0, 0, 0
-    if (run / "latest").exists():
-        if not resume:
-            raise UserError(f"{run} holds a trained policy; continue it with --resume, or move it away")
-        update, start_epoch, start_micro = restore(run / "latest", model, codec, recipe, optimizer, schedule)
+    update, first_epoch, first_micro = restore(start, model, codec, recipe, optimizer, schedule)
     wrapped = distributed.wrap(model, topology)
-    log = Log(run, dataclasses.asdict(recipe), topology, num_updates, update, bar_position)
+    log = Log(run, dataclasses.asdict(recipe), topology, last_update, update, bar_position)
     log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
     stop = StopSignal()
@@ -180,15 +202,16 @@ def train(
     def save(name: str, epoch: int, micro: int) -> None:
         if topology.is_main:
             state = {
+                "round": round_number, "first_epoch": start.first_epoch, "first_update": start.first_update,
                 "update": update, "epoch": epoch, "micro": micro,
                 "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
             }  # fmt: skip
             checkpoint.save(run, name, model, codec, recipe, state)
 
     # ---- the loop
-    for epoch in range(start_epoch, num_epochs):
+    for epoch in range(first_epoch, last_epoch):
         model.train()
-        micro = start_micro if epoch == start_epoch else 0
+        micro = first_micro if epoch == first_epoch else 0
         for window in windows(train_batches.epoch(epoch, first_batch=micro), t.gradient_accumulate_every):
             measured = []
             for index, batch in enumerate(window):
@@ -212,10 +235,10 @@ def train(
                 log.message(f"stopped at step {update}; --resume continues from {run / f'step_{update}'}")
                 log.close()
                 sys.exit(130)
-            if update == num_updates:
+            if update == last_update:
                 break
         log.epoch(epoch=epoch + 1, **validate(model, codec, val_batches.epoch(0), t.soft_target_sigma_bins, topology))
-        if (epoch + 1) % t.checkpoint_every == 0 or epoch + 1 == num_epochs:
+        if (epoch + 1) % t.checkpoint_every == 0 or epoch + 1 == last_epoch:
             save(f"epoch_{epoch + 1}", epoch + 1, 0)
 
     log.close()
@@ -247,21 +270,26 @@ def require_finite(values: dict[str, float], epoch: int, update: int, topology: 
 
 
 def restore(
-    directory: Path, model: Any, codec: Any, recipe: RecipeConfig, optimizer: Any, schedule: Any
+    start: "Start", model: Any, codec: Any, recipe: RecipeConfig, optimizer: Any, schedule: Any
 ) -> tuple[int, int, int]:
-    """Load weights, optimizer and schedule; the optimizer step, epoch and micro-batch to go on with.
+    """Load what the start says; the optimizer step, epoch and micro-batch to go on with.
 
     Raises:
         UserError: the checkpoint is of another model or other data, or a file is missing.
     """
     from robofactory import checkpoint
 
+    if start.checkpoint is None:
+        return 0, 0, 0
+    directory = start.checkpoint
     saved_model, saved_codec, saved_recipe = checkpoint.load_model(directory)
     if saved_recipe.model != recipe.model:
         raise UserError(f"{directory} is a model of other sizes than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
     if saved_codec.fingerprint != codec.fingerprint:
         raise UserError(f"{directory} was trained with other data or preprocessing (codec {saved_codec.fingerprint[:12]}, now {codec.fingerprint[:12]}); move the run away, or restore its dataset and recipe")  # fmt: skip
     model.load_state_dict(saved_model.state_dict())
+    if not start.resumes:
+        return start.first_update, start.first_epoch, 0
     state = checkpoint.load_training_state(directory)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

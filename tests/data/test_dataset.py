@@ -9,16 +9,17 @@ from demonstrations import VIEWS, write_dataset
 
 from robofactory.config import UserError, load_recipe, load_scene, look_of, scene_file, to_yaml
 from robofactory.data.dataset import Batches, FrameDataset, FrameKey, FrameOrder, Splits, load_splits, split_episodes
+from robofactory.data.episodes import DatasetReader
 
 RECIPE = load_recipe(
     "robot_openvla_tiny", ["dataloader.batch_size=4", "dataloader.num_workers=0", "data.val_ratio=0.3"]
 )
+SCENE_YAML = to_yaml(load_scene(scene_file("LiftBarrier-rf")))
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    scene_yaml = to_yaml(load_scene(scene_file("LiftBarrier-rf")))
-    return write_dataset(tmp_path / "set", num_episodes=6, scene_yaml=scene_yaml)
+    return write_dataset(tmp_path / "set", num_episodes=6, scene_yaml=SCENE_YAML)
 
 
 @pytest.fixture
@@ -55,19 +56,46 @@ def test_one_episode_cannot_be_split():
         split_episodes(1, 0.1, seed=0)
 
 
-def test_no_validation_frame_is_trained_on(splits):
-    train = FrameDataset(splits.reader, splits.codec, splits.train_episodes, None)
-    val = FrameDataset(splits.reader, splits.codec, splits.val_episodes, None)
-    places = [{frames.place(row) for row in range(len(frames))} for frames in (train, val)]
-    assert not places[0] & places[1]
-    everything = {(e, t) for e in range(6) for t in range(int(splits.reader.episode_lengths[e]))}
-    assert places[0] | places[1] == everything
+def test_no_validation_frame_is_trained_on(splits, directory):
+    train, val = ({action_of(frames, row) for row in range(len(frames))} for frames in both(splits))
+    assert not train & val
+    assert train | val == {tuple(action) for action in DatasetReader(directory).all_actions.tolist()}
+
+
+def both(splits: Splits) -> list[FrameDataset]:
+    return [FrameDataset(parts, splits.codec, None) for parts in (splits.train, splits.val)]
+
+
+def action_of(frames: FrameDataset, row: int) -> tuple[float, ...]:
+    """No two frames of the demonstrations have the same."""
+    return tuple(frames.raw(row)[1].tolist())
 
 
 def test_statistics_are_of_the_training_episodes_alone(splits):
-    actions = np.concatenate([splits.reader.actions(e) for e in splits.train_episodes])
+    actions = splits.train_actions()
+    assert len(actions) == len(both(splits)[0])
     assert splits.codec.action_statistics.count == len(actions)
     np.testing.assert_allclose(splits.codec.action_statistics.mean, actions.mean(axis=0, dtype=np.float64))
+
+
+def test_relabelled_episodes_are_all_for_training_and_leave_the_codec_alone(splits, directory, tmp_path):
+    """With statistics of its own, each round would give the same token another meaning."""
+    relabelled = write_dataset(tmp_path / "more", num_episodes=2, scene_yaml=SCENE_YAML, first_seed=50)
+    more = load_splits(directory, RECIPE, [relabelled])
+    assert more.codec.fingerprint == splits.codec.fingerprint
+    (train, val), (train_more, val_more) = both(splits), both(more)
+    assert len(train_more) == len(train) + DatasetReader(relabelled).num_frames
+    assert [action_of(val_more, row) for row in range(len(val_more))] == [
+        action_of(val, row) for row in range(len(val))
+    ]
+    assert len(more.train_actions()) == len(train_more)
+
+
+def test_relabelled_episodes_that_look_different_are_refused(directory, tmp_path):
+    scene_yaml = to_yaml(load_scene(scene_file("LiftBarrier-rf"), ["visual_detail=low"]))
+    other = write_dataset(tmp_path / "more", num_episodes=2, scene_yaml=scene_yaml)
+    with pytest.raises(UserError, match="does not show its pictures as"):
+        load_splits(directory, RECIPE, [other])
 
 
 def test_the_codec_knows_what_the_pictures_look_like(splits):
@@ -126,25 +154,24 @@ def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have():
 
 
 def test_an_example_is_the_frame_as_the_codec_encodes_it(splits):
-    frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=None)
+    frames = FrameDataset(splits.train, splits.codec, augment_seed=None)
     for row in (0, 4, len(frames) - 1):
-        observation, action = splits.reader.frame(*frames.place(row))
-        assert same(frames[FrameKey(0, row)], splits.codec.encode_example(observation, action))
+        assert same(frames[FrameKey(0, row)], splits.codec.encode_example(*frames.raw(row)))
 
 
 def test_crops_differ_between_epochs_and_frames_and_nothing_else(splits):
-    frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
-    again = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
+    frames = FrameDataset(splits.train, splits.codec, augment_seed=0)
+    again = FrameDataset(splits.train, splits.codec, augment_seed=0)
     assert same(frames[FrameKey(1, 3)], again[FrameKey(1, 3)])
     assert not same(frames[FrameKey(1, 3)], frames[FrameKey(2, 3)])
-    other_seed = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=1)
+    other_seed = FrameDataset(splits.train, splits.codec, augment_seed=1)
     assert not same(frames[FrameKey(1, 3)], other_seed[FrameKey(1, 3)])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(splits, num_workers):
     def batches(workers):
-        frames = FrameDataset(splits.reader, splits.codec, splits.train_episodes, augment_seed=0)
+        frames = FrameDataset(splits.train, splits.codec, augment_seed=0)
         loaded = Batches(frames, FrameOrder(len(frames), 4, 0, shuffle=True), workers)
         return [batch for epoch in (0, 1) for batch in loaded.epoch(epoch)]  # the workers live through both
 
@@ -170,7 +197,7 @@ def test_training_batches_are_augmented_and_validation_batches_are_not(splits):
     train, val = splits.train_batches(0, 1), splits.val_batches(0, 1)
     assert torch.equal(pixels(val, 0), pixels(val, 1))
     assert not torch.equal(pixels(train, 0), pixels(train, 1))
-    assert len(pixels(val, 0)) == sum(splits.reader.episode_lengths[list(splits.val_episodes)])
+    assert len(pixels(val, 0)) == len(both(splits)[1])
 
 
 def test_example_batches_carry_the_actions_of_their_frames(splits):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
-from robofactory.config import FIRST_EVALUATION_SEED, UserError
+from robofactory.config import FIRST_EVALUATION_SEED, UserError, relabelled_dir
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
-from robofactory.demos.record import JOINT_NAMES, record
+from robofactory.demos.record import JOINT_NAMES, main, record, relabel
 
 NUM = 8
 SEEDS = [0, 2, 3, 4, 6, 7, 8, 10]  # MadeUpPlayer fails on 1, 5, 9, ...
@@ -181,7 +181,7 @@ def seeds_on_disk(home: Path) -> list[int]:
     from robofactory.data.episodes import DatasetWriter
     from robofactory.demos.record import describe
 
-    return DatasetWriter(home / "agent0", describe(small_scene(), 0, 0.0, 0)).seeds
+    return DatasetWriter(home / "agent0", describe(small_scene(), 0, 0.0, 0, "expert")).seeds
 
 
 # ------------------------------------------------------------------------------------------------ with the simulator
@@ -238,3 +238,77 @@ def test_pictures_of_all_views_change_while_the_arms_move(simulated):
     for view in first:
         assert first[view].shape == (12, 16, 3) and first[view].std() > 5
         assert np.abs(first[view].astype(int) - last[view]).mean() > 1
+
+
+# ------------------------------------------------------------------------------------------------------- relabelling
+
+
+@pytest.fixture
+def with_policies(simulated, tmp_path, monkeypatch) -> Path:
+    """`$ROBOFACTORY_HOME` with three demonstrations of each agent, and a policy that has learned nothing yet."""
+    import torch
+
+    from robofactory import checkpoint
+    from robofactory.config import dataset_dir, load_recipe, run_dir
+    from robofactory.data.dataset import load_splits
+
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    tower, language = "{embed_dim: 32, depth: 2, num_heads: 2}", "hidden_size: 32, intermediate_size: 64"
+    sizes = [
+        f"dino={tower}",
+        f"siglip={tower}",
+        f"language={{{language}, num_hidden_layers: 1, num_attention_heads: 2}}",
+    ]
+    recipe = load_recipe("robot_openvla_tiny", [f"model.architecture.{size}" for size in ("image_size=28", *sizes)])
+    for agent in (0, 1):
+        directory = dataset_dir("LiftBarrier-rf", agent, 3)
+        shutil.copytree(simulated / f"agent{agent}", directory)
+        codec = load_splits(directory, recipe).codec
+        torch.manual_seed(agent)
+        model = checkpoint.build_model(recipe, codec)
+        checkpoint.save(run_dir("openvla", "LiftBarrier-rf", agent, 3), "epoch_1", model, codec, recipe, {})
+    return tmp_path
+
+
+@pytest.mark.sim
+def test_relabelled_episodes_are_driven_by_the_policies_and_labelled_by_the_expert(with_policies):
+    directories = relabel("LiftBarrier-rf", 2, 1, None, noise_share=0.0, workers=1)
+    for agent, directory in enumerate(directories):
+        assert directory == with_policies / "data" / f"LiftBarrier-rf_Agent{agent}_3_relabelled_1"
+        reader = DatasetReader(directory)
+        demonstrations = DatasetReader(with_policies / "data" / f"LiftBarrier-rf_Agent{agent}_3")
+        assert min(reader.seeds) > max(demonstrations.seeds), "layouts that the demonstrations do not have"
+        assert reader.description.scene_yaml == demonstrations.description.scene_yaml
+        assert reader.description.driver.startswith("openvla, weights ")
+        assert reader.episode_lengths.tolist() == [120, 120]  # they fail, and are kept
+        assert 0.5 < reader.all_perturbed.mean() < 1.0  # most of the time the policy drives
+        assert set(np.unique(reader.all_actions[:, 7])) == {1.0}  # nowhere near: the expert keeps the hand open
+        lead = np.abs(reader.all_actions[:, :7] - reader.all_proprio[:, :7]).max(axis=1)
+        assert lead.max() <= 0.061, "the labels are the expert's, who never leads by more than 0.06 rad"
+
+
+@pytest.mark.sim
+def test_relabelling_goes_on_with_the_same_policies_only(with_policies, capsys):
+    (first, second) = (relabelled_dir("LiftBarrier-rf", agent, 3, 1) for agent in (0, 1))
+    relabel("LiftBarrier-rf", 1, 1, None, noise_share=0.0, workers=1)
+    weights = with_policies / "checkpoints" / "openvla" / "LiftBarrier-rf_Agent1_3" / "epoch_1" / "modules.safetensors"
+    before = files_of(first)
+    weights.write_bytes(weights.read_bytes().replace(b"\x00\x00", b"\x00\x01", 1))
+    relabel("LiftBarrier-rf", 1, 1, None, noise_share=0.0, workers=1)  # complete: nothing to do
+    assert "recorded already" in capsys.readouterr().out and files_of(first) == before
+    with pytest.raises(UserError, match=r"_relabelled_1 was recorded with another driver"):
+        relabel("LiftBarrier-rf", 2, 1, None, noise_share=0.0, workers=1)
+    assert second.is_dir()
+
+
+def test_relabelling_without_policies_says_how_to_train_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"agent 0 of LiftBarrier-rf has no trained policy; train it: bash train\.sh"):
+        relabel("LiftBarrier-rf", 2, 1, None, noise_share=0.0, workers=1)
+
+
+def test_relabelling_keeps_the_scene_of_the_demonstrations(monkeypatch):
+    command = ["record", "--task", "LiftBarrier-rf", "--num", "2", "--round", "1", "--width", "64"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match="--round records the scene and pictures of the demonstrations"):
+        main()

@@ -8,7 +8,7 @@ import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import play_with_trouble, sample_episode
 
-from robofactory.config import UserError, look_of, to_yaml, with_look
+from robofactory.config import UserError, find_checkpoints, look_of, to_yaml, with_look
 from robofactory.evaluation import evaluate, results
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
 
@@ -46,7 +46,7 @@ def test_help_answers_on_bare_python():
 
 def test_latest_is_the_newest_epoch_of_each_agent_and_names_its_results(home):
     runs = [trained(home, agent, 150, "epoch_2", "epoch_4") for agent in (0, 1)]
-    found = evaluate.find_checkpoints("openvla", TASK, [0, 1], "latest", None)
+    found = find_checkpoints("openvla", TASK, [0, 1], "latest", None)
     assert found == {agent: (run / "epoch_4").resolve() for agent, run in enumerate(runs)}
     root = evaluate.results_root("openvla", TASK, found, "latest")
     assert root == home / "results" / "openvla" / f"{TASK}_150" / "epoch_4"
@@ -55,34 +55,34 @@ def test_latest_is_the_newest_epoch_of_each_agent_and_names_its_results(home):
 def test_a_missing_epoch_lists_those_there_are(home):
     trained(home, 0, 150, "epoch_2", "epoch_4")
     with pytest.raises(UserError, match=r"no checkpoint 'epoch_300'.*epoch_2, epoch_4"):
-        evaluate.find_checkpoints("openvla", TASK, [0], "epoch_300", None)
+        find_checkpoints("openvla", TASK, [0], "epoch_300", None)
 
 
 def test_an_untrained_agent_is_told_how_to_train(home):
     trained(home, 0, 150, "epoch_2")
     with pytest.raises(UserError, match=r"agent 1 of LiftBarrier-rf has no trained policy.*train\.sh.*--agent_id 1"):
-        evaluate.find_checkpoints("openvla", TASK, [0, 1], "epoch_2", None)
+        find_checkpoints("openvla", TASK, [0, 1], "epoch_2", None)
 
 
 def test_several_runs_need_data_num_and_it_chooses(home):
     trained(home, 0, 20, "epoch_2")
     run = trained(home, 0, 150, "epoch_2")
     with pytest.raises(UserError, match=r"agent 0: 20, 150.*--data_num"):
-        evaluate.find_checkpoints("openvla", TASK, [0], "epoch_2", None)
-    assert evaluate.find_checkpoints("openvla", TASK, [0], "epoch_2", 150) == {0: (run / "epoch_2").resolve()}
+        find_checkpoints("openvla", TASK, [0], "epoch_2", None)
+    assert find_checkpoints("openvla", TASK, [0], "epoch_2", 150) == {0: (run / "epoch_2").resolve()}
     with pytest.raises(UserError, match=r"--data_num 99: agent 0 .* from 20, 150 demonstrations"):
-        evaluate.find_checkpoints("openvla", TASK, [0], "epoch_2", 99)
+        find_checkpoints("openvla", TASK, [0], "epoch_2", 99)
 
 
 def test_a_path_may_stand_for_every_agent(home):
     runs = [trained(home, agent, 150, "epoch_2") for agent in (0, 1)]
     pattern = str(home / "checkpoints" / "openvla" / f"{TASK}_Agent{{agent}}_150" / "epoch_2")
-    found = evaluate.find_checkpoints("openvla", TASK, [0, 1], pattern, None)
+    found = find_checkpoints("openvla", TASK, [0, 1], pattern, None)
     assert found == {agent: (run / "epoch_2").resolve() for agent, run in enumerate(runs)}
     with pytest.raises(UserError, match="is one directory for 2 agents"):
-        evaluate.find_checkpoints("openvla", TASK, [0, 1], str(runs[0] / "epoch_2"), None)
+        find_checkpoints("openvla", TASK, [0, 1], str(runs[0] / "epoch_2"), None)
     with pytest.raises(UserError, match="no checkpoint directory"):
-        evaluate.find_checkpoints("openvla", TASK, [0], str(home / "nowhere"), None)
+        find_checkpoints("openvla", TASK, [0], str(home / "nowhere"), None)
     with pytest.raises(UserError, match="--output"):
         evaluate.results_root("openvla", TASK, {0: home / "downloads" / "policy"}, "latest")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robofactory.config import dataset_dir, load_recipe, load_scene, scene_file, to_yaml
+from robofactory.config import dataset_dir, load_recipe, load_scene, relabelled_dir, scene_file, to_yaml
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
 
 TASK, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 6, 10
@@ -39,6 +39,12 @@ def home(tmp_path, monkeypatch, scene):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     write_dataset(dataset_dir(TASK, 0, NUM_EPISODES), to_yaml(scene))
     return tmp_path
+
+
+@pytest.fixture
+def relabelled(home, scene):
+    """The relabelled episodes of round 1."""
+    write_dataset(relabelled_dir(TASK, 0, NUM_EPISODES, 1), to_yaml(scene))
 
 
 def write_dataset(directory, scene_yaml):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robofactory.config import UserError, load_recipe, run_dir
+from robofactory.config import UserError, load_recipe, of_round, run_dir
 from robofactory.training.train import parse_arguments, train, windows
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK
 
@@ -20,8 +20,8 @@ def run(home):
     return run_dir("openvla", TASK, 0, NUM_EPISODES)
 
 
-def start(scene, recipe, resume=False):
-    train("openvla", scene, 0, recipe, resume, bar_position=0)
+def start(scene, recipe, resume=False, round_number=0):
+    train("openvla", scene, 0, recipe, resume, bar_position=0, round_number=round_number)
 
 
 def test_training_lowers_the_loss_and_leaves_what_the_seed_promises(run, scene):
@@ -78,6 +78,79 @@ def test_resuming_a_finished_run_changes_nothing(run, scene, recipe):
     before = (run / "metrics.jsonl").read_text()
     start(scene, recipe, resume=True)
     assert (run / "metrics.jsonl").read_text() == before
+
+
+# ------------------------------------------------------------------------------------------------------------- rounds
+
+RELABEL = ["relabel={num_rounds: 2, num_episodes: 2, num_epochs: 1, learning_rate: 1.0e-3}"]
+
+
+@pytest.fixture
+def recipes():
+    """Of the rounds 0, 1 and 2."""
+    recipe = load_recipe("robot_openvla_tiny", [*SMALL, *RELABEL])
+    return [of_round(recipe, number) for number in range(3)]
+
+
+def test_a_round_goes_on_from_the_one_before_with_the_relabelled_episodes(run, scene, recipes, relabelled):
+    start(scene, recipes[0])
+    first = load_file(run / "epoch_3" / "modules.safetensors")
+    start(scene, recipes[1], round_number=1)
+    assert (run / "latest").resolve().name == "epoch_4"
+    second = load_file(run / "epoch_4" / "modules.safetensors")
+    change = torch.stack([(second[key] - first[key]).norm() for key in first]).norm()
+    size = torch.stack([tensor.norm() for tensor in first.values()]).norm()
+    assert 0 < change < 0.2 * size, f"weights of size {size:.3g} moved by {change:.3g}: were they taken over?"
+    codecs = [(run / name / "codec.json").read_bytes() for name in ("epoch_3", "epoch_4")]
+    assert codecs[0] == codecs[1]
+    steps = [line["step"] for line in metrics_of(run) if "val_loss" in line]
+    demonstrations, everything = steps[0], steps[3] - steps[2]
+    assert steps == sorted(steps) and everything > demonstrations, "an epoch is longer with the relabelled episodes"
+
+
+def test_a_round_resumes_exactly(run, scene, recipes, relabelled, home, monkeypatch):
+    start(scene, recipes[0])
+    start(scene, recipes[1], round_number=1)
+    undisturbed = load_file(run / "epoch_4" / "modules.safetensors")
+    run.rename(home / "undisturbed")
+
+    start(scene, recipes[0])
+    stop_after(monkeypatch, 2)
+    with pytest.raises(SystemExit):
+        start(scene, recipes[1], round_number=1)
+    monkeypatch.undo()
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(home))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    start(scene, recipes[1], resume=True, round_number=1)
+    resumed = load_file(run / "epoch_4" / "modules.safetensors")
+    assert [k for k in undisturbed if not torch.equal(undisturbed[k], resumed[k])] == []
+
+
+def test_a_complete_round_is_not_trained_again(run, scene, recipes, relabelled, capsys):
+    start(scene, recipes[0])
+    start(scene, recipes[1], round_number=1)
+    before = (run / "latest" / "modules.safetensors").read_bytes()
+    for number in (0, 1):  # what runs/laptop.sh does the second time
+        start(scene, recipes[number], resume=True, round_number=number)
+        assert "trained already" in capsys.readouterr().out
+    assert (run / "latest" / "modules.safetensors").read_bytes() == before
+
+
+def test_rounds_come_in_order(run, scene, recipes, relabelled, monkeypatch):
+    with pytest.raises(UserError, match=r"--round 1 goes on from round 0, and .* has no checkpoint"):
+        start(scene, recipes[1], round_number=1)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        start(scene, recipes[0])
+    with pytest.raises(UserError, match="is in round 0; finish that first"):
+        start(scene, recipes[1], round_number=1)
+
+
+def test_a_round_that_the_recipe_has_not_is_refused():
+    with pytest.raises(UserError, match="--round 3: the recipe has rounds 0 to 2"):
+        of_round(load_recipe("robot_openvla_tiny", RELABEL), 3)
+    with pytest.raises(UserError, match=r"relabel\.num_rounds.: must be positive"):
+        load_recipe("robot_openvla_tiny", ["relabel={num_rounds: 0}"])
 
 
 def test_accumulating_two_half_batches_equals_one_whole(run, scene, home):

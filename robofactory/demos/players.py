@@ -1,0 +1,113 @@
+"""Where episodes come from: the expert in the simulator, or learned policies with the expert looking over their shoulder.
+
+Whoever acts, the labels are the expert's, and proprio is from before the action.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robofactory.config import SceneConfig
+from robofactory.data.episodes import Episode, encode_png
+from robofactory.demos.disturbances import Disturbances
+from robofactory.demos.turns import Turns
+from robofactory.shapes import Action, Observation
+from robofactory.sim.env import make_env, make_expert, observe
+
+STEPS_AFTER_SUCCESS = 5  # what to do when it is done is learned too: hold
+POLICY_EPISODE_STEPS = 120  # at most: a policy that is stuck need not be seen for longer
+NOISE_STREAM = 1  # keeps these draws apart from the layout's, which come from the same seed
+
+# What is executed at a step, given what each agent sees and the expert's answers.
+Act = Callable[[list[Observation], list[Action]], list[Action]]
+
+
+class ExpertPlayer:
+    """The expert acts; in a share of the episodes it is disturbed. Episodes in which it fails are dropped."""
+
+    def __init__(self, scene: SceneConfig, noise_share: float):
+        self.env, self.noise_share, self.num_agents = make_env(scene), noise_share, scene.num_agents
+        self.max_steps = scene.max_episode_steps
+
+    def play(self, seed: int) -> list[Episode] | None:
+        random = np.random.default_rng([seed, NOISE_STREAM])
+        disturb = draw_disturbances(self.noise_share, self.num_agents, random)
+        parts, succeeded = play(self.env, seed, self.max_steps, disturb)
+        return parts if succeeded else None
+
+
+class PolicyPlayer:
+    """Learned policies and the expert act in turns; every episode is kept, however it ends.
+
+    checkpoints: of each agent's policy.
+    """
+
+    def __init__(self, scene: SceneConfig, noise_share: float, checkpoints: Sequence[Path]):
+        from robofactory.policy import Policy  # not at the top: the expert alone needs no model
+
+        self.env, self.noise_share, self.num_agents = make_env(scene), noise_share, scene.num_agents
+        self.policies = [Policy.load(checkpoint) for checkpoint in checkpoints]
+        assert len(self.policies) == self.num_agents, (len(self.policies), self.num_agents)
+
+    def play(self, seed: int) -> list[Episode]:
+        random = np.random.default_rng([seed, NOISE_STREAM])
+        disturb = draw_disturbances(self.noise_share, self.num_agents, random)
+        turns = Turns(self.num_agents, random)
+
+        def act(seen: list[Observation], answers: list[Action]) -> list[Action]:
+            drives = turns.next()
+            actions = [
+                policy.act([observation])[0] if is_policy else answer
+                for policy, observation, answer, is_policy in zip(self.policies, seen, answers, drives, strict=True)
+            ]
+            return disturb(seen, actions)
+
+        return play(self.env, seed, POLICY_EPISODE_STEPS, act)[0]
+
+
+def draw_disturbances(share: float, num_agents: int, random: np.random.Generator) -> Act:
+    """What changes the actions of an episode, which is one of the share that is disturbed, or not."""
+    is_disturbed = random.random() < share
+    disturbances = Disturbances(num_agents, random)
+
+    def disturb(seen: list[Observation], actions: list[Action]) -> list[Action]:
+        if not is_disturbed:
+            return actions
+        return disturbances.disturb(actions, [observation.proprio for observation in seen])
+
+    return disturb
+
+
+def play(env: Any, seed: int, max_steps: int, act: Act) -> tuple[list[Episode], bool]:
+    """Each agent's part of an episode, and whether it succeeded; from then on the expert alone acts, for some steps."""
+    # Built anew: what PhysX keeps over a mere reset would make the last bits depend on the episodes before.
+    env.reset(seed=seed, options={"reconfigure": True})
+    expert = make_expert(env)
+    observations, labels, executed = [], [], []
+    steps_left, succeeded = max_steps, False
+    while steps_left > 0:
+        seen, answers = observe(env), expert.act()
+        actions = answers if succeeded else act(seen, answers)
+        observations.append(seen)
+        labels.append(answers)
+        executed.append(actions)
+        info = env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
+        steps_left -= 1
+        if not succeeded and bool(info["success"]):
+            succeeded, steps_left = True, min(steps_left, STEPS_AFTER_SUCCESS)
+    return [_part(agent, seed, observations, labels, executed) for agent in range(len(labels[0]))], succeeded
+
+
+def _part(agent: int, seed: int, observations: list, labels: list, executed: list) -> Episode:
+    actions = np.stack([step[agent] for step in labels])
+    own = [step[agent] for step in observations]
+    return Episode(
+        images={view: [encode_png(observation.images[view]) for observation in own] for view in own[0].images},
+        proprio=np.stack([observation.proprio for observation in own]).astype(np.float32),
+        actions=actions.astype(np.float32),
+        perturbed=(np.stack([step[agent] for step in executed]) != actions).any(axis=1),
+        instruction=own[0].instruction,
+        seed=seed,
+    )
