@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole road on a CPU: expert demonstrations -> two policies -> both play together -> a report.
+# The whole road on a CPU: expert demonstrations -> two policies -> what the expert says to their own attempts -> more
+# training on that -> both play together -> a report.
 #
 #   bash runs/laptop.sh [--recipe NAME] [--num N] [--episodes N] [section.key=value ...]
 #
@@ -52,21 +53,28 @@ from robofactory.config import load_recipe, run_command
 
 
 def main() -> None:
-    data = load_recipe(sys.argv[1], sys.argv[2:]).data
-    print(data.num_episodes, "--noise", data.noise_share, "--visual_detail", data.visual_detail, end=" ")
+    recipe = load_recipe(sys.argv[1], sys.argv[2:])
+    data, relabel = recipe.data, recipe.relabel
+    print(data.num_episodes, *([relabel.num_rounds, relabel.num_episodes] if relabel else [0, 0]), end=" ")
+    print("--noise", data.noise_share, "--visual_detail", data.visual_detail, end=" ")
     print(*["--width", data.image_width, "--height", data.image_height] if data.image_width else [])
 
 
 run_command(main)
 PYTHON
 )"
-read -r num look <<<"$wanted"
+read -r num num_rounds num_relabelled look <<<"$wanted"
 # shellcheck disable=SC2086  # several words
 stage "demonstrations" robofactory.demos.record --task "$task" --num "$num" $look
 
-# ---- a policy for each agent
-stage "training, both agents" robofactory.training.train --policy openvla --task "$task" --all_agents \
-    --recipe "$recipe" --resume "${overrides[@]}"
+# ---- a policy for each agent; then, by rounds, the expert relabels where they got to, and they learn from that
+train=(robofactory.training.train --policy openvla --task "$task" --all_agents --recipe "$recipe" --resume)
+stage "training, both agents" "${train[@]}" "${overrides[@]}"
+for ((round = 1; round <= num_rounds; round++)); do
+    stage "relabelling, round $round" robofactory.demos.record --task "$task" --round "$round" --data_num "$num" \
+        --num "$num_relabelled"
+    stage "training, round $round" "${train[@]}" --round "$round" "${overrides[@]}"
+done
 
 # ---- how often they lift the barrier: together, and each beside the expert
 play=(robofactory.evaluation.evaluate --policy openvla --task "$task" --data_num "$num" --checkpoint latest

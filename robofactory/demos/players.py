@@ -17,7 +17,7 @@ from robofactory.shapes import Action, Observation
 from robofactory.sim.env import make_env, make_expert, observe
 
 STEPS_AFTER_SUCCESS = 5  # what to do when it is done is learned too: hold
-POLICY_EPISODE_STEPS = 120  # at most: a policy that is stuck need not be seen for longer
+POLICY_EPISODE_STEPS = 100  # at most: a policy that is stuck need not be seen for longer
 NOISE_STREAM = 1  # keeps these draws apart from the layout's, which come from the same seed
 
 # What is executed at a step, given what each agent sees and the expert's answers.

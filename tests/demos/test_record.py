@@ -280,7 +280,7 @@ def test_relabelled_episodes_are_driven_by_the_policies_and_labelled_by_the_expe
         assert min(reader.seeds) > max(demonstrations.seeds), "layouts that the demonstrations do not have"
         assert reader.description.scene_yaml == demonstrations.description.scene_yaml
         assert reader.description.driver.startswith("openvla, weights ")
-        assert reader.episode_lengths.tolist() == [120, 120]  # they fail, and are kept
+        assert reader.episode_lengths.tolist() == [100, 100]  # they fail, and are kept
         assert 0.5 < reader.all_perturbed.mean() < 1.0  # most of the time the policy drives
         assert set(np.unique(reader.all_actions[:, 7])) == {1.0}  # nowhere near: the expert keeps the hand open
         lead = np.abs(reader.all_actions[:, :7] - reader.all_proprio[:, :7]).max(axis=1)
