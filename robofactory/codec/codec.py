@@ -22,7 +22,7 @@ from robofactory.codec.action_tokens import ActionTokens
 from robofactory.codec.images import ImagePipeline, pictures_seen
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import Statistics
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig, UserError, find_weights
 from robofactory.shapes import Batch, Observation
 
 FILE = "codec.json"
@@ -79,13 +79,13 @@ class Codec:
             pass_through: the action dimensions that are in [-1, 1] already; None: the last one, the gripper.
             proprio_names: None: the same as the actions'.
         Raises:
-            UserError: no data, NaN, or names that do not fit.
-            FileNotFoundError: the recipe's published weights, or a file of them, are not there.
+            UserError: no data, NaN, names that do not fit, or no published weights by the recipe's name.
+            FileNotFoundError: a file of the recipe's published weights is not there.
         """
         if recipe.model.architecture is not None:
             prompt, image_size = Prompt.tiny(), recipe.model.architecture.image_size
         else:
-            weights = Path(recipe.model.model_name)
+            weights = find_weights(recipe.model.model_name)
             prompt, image_size = Prompt.from_weights(weights), read_published_config(weights)["image_sizes"][0]
         method = recipe.data.normalization
         if pass_through is None:

@@ -357,7 +357,8 @@ def build_from_config(
     """The model that an official `config.json` describes, on the current default device, weights not loaded.
 
     Args:
-        timm_overrides: keyword arguments over the timm models by their id, to make them small.
+        timm_overrides: keyword arguments over the timm models by their id, to make them small; None: those under this
+            key in the configuration, which openvla-7b's has not.
     Raises:
         UserError: the configuration describes another architecture, or lacks a key.
     """
@@ -369,10 +370,11 @@ def build_from_config(
     for key, value in required.items():
         if config.get(key) != value:
             raise UserError(f"config.json: {key} is {config.get(key)!r}; only {value!r} is supported (openvla-7b's)")
+    overrides = config.get("timm_overrides", {}) if timm_overrides is None else timm_overrides
     try:
         towers = zip(config["timm_model_ids"], config["image_sizes"], config["timm_override_act_layers"], strict=True)
         dino, siglip = (
-            build_tower(model_id, image_size, act_layer=act_layer, **(timm_overrides or {}).get(model_id, {}))
+            build_tower(model_id, image_size, act_layer=act_layer, **overrides.get(model_id, {}))
             for model_id, image_size, act_layer in towers
         )
         language_config = LlamaConfig(**config["text_config"])

@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
-from robofactory.config import UserError
+from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TINY = "train the small model instead with `--recipe robot_openvla_tiny`"
+OPENVLA_7B = {  # what its config.json says about sizes; those of the language model are LlamaConfig's defaults
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "timm_override_act_layers": [None, None],
+    "image_sizes": [224, 224],
+    "use_fused_vision_backbone": True,
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "n_action_bins": 256,
+    "pad_to_multiple_of": 64,
+    "text_config": {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000},
+}
 
 
 def official_name(name: str) -> str:
@@ -24,29 +32,15 @@ def official_name(name: str) -> str:
     return name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
 
 
-def find_weights(model_name: str) -> Path:
-    """The directory of a published model: `model_name` itself, or the hub's snapshot of that id.
+def published_config(model_name: str) -> dict[str, Any]:
+    """The `config.json` of published weights. That of openvla-7b is known without them.
 
     Raises:
-        UserError: it is no directory and the hub does not give it.
+        UserError: no such directory, nor hub id.
     """
-    directory = Path(model_name)
-    if (directory / CONFIG).is_file():
-        return directory
-    if directory.is_dir():
-        raise UserError(f"{directory} holds no published model: it has no {CONFIG}; {TINY}")
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(snapshot_download(model_name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
-            f"give a directory with the published weights, or {TINY}"
-        ) from None
+    if model_name == "openvla/openvla-7b" and not Path(model_name).is_dir():
+        return OPENVLA_7B
+    return read_config(find_weights(model_name, files=[CONFIG]))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -115,13 +109,9 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         return {name: directory / file for name, file in weight_map.items()}
     path = directory / WEIGHTS
     if not path.is_file():
-        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there, or {TINY}")
+        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: path for name in file.keys()}  # noqa: SIM118  # no dict
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -283,6 +283,7 @@ def test_a_published_tokenizer_is_kept_beside_the_codec(tmp_path: Path):
         Codec.load(checkpoint)
 
 
-def test_a_missing_directory_of_weights_is_one_line():
-    with pytest.raises(FileNotFoundError, match=r"model\.model_name must be a directory"):
-        Codec.create(RecipeConfig(), make_actions(), make_actions(), NAMES, {})
+def test_a_directory_without_weights_is_one_line(tmp_path: Path):
+    recipe = RecipeConfig(model=ModelConfig(model_name=str(tmp_path)))
+    with pytest.raises(UserError, match=r"holds no published model: it has no config\.json"):
+        Codec.create(recipe, make_actions(), make_actions(), NAMES, {})

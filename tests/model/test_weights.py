@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robofactory.config import UserError
+from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, build_from_config
-from robofactory.model.weights import find_weights, load_openvla, official_name
+from robofactory.model.weights import load_openvla, official_name
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 CONFIG = {
