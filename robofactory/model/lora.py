@@ -4,6 +4,7 @@ What is trained is float32, so that small updates are not lost; what is frozen k
 model under autocast when the two differ.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from robofactory.config import ModelConfig
 from robofactory.model.openvla import OpenVLA, build_from_config
+from robofactory.model.weights import load_openvla
 
 LANGUAGE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"  # peft's name for the one adapter there is
@@ -27,6 +29,15 @@ def build_untrained(m: ModelConfig, config: dict[str, Any], proprio_dim: int | N
     with torch.device("meta"):
         model = build_from_config(config, m.global_token, proprio_dim).to(getattr(torch, m.torch_dtype))
         choose_trained(model, m)
+    return model
+
+
+def load_untrained(
+    m: ModelConfig, directory: Path, proprio_dim: int | None, device: torch.device | str = "cpu"
+) -> OpenVLA:
+    """The same with published weights, on a device; adapters and proprio projector are freshly initialised."""
+    model = load_openvla(directory, m.global_token, proprio_dim, getattr(torch, m.torch_dtype), device)
+    choose_trained(model, m)
     return model
 
 
@@ -87,6 +98,13 @@ def adapter_name(name: str) -> str | None:
     if not (name.startswith(prefix) and ".lora_" in name):
         return None
     return f"base_model.model.{name.removeprefix(prefix).removesuffix(suffix)}.weight"
+
+
+def save_adapter_config(model: OpenVLA, model_name: str, directory: Path) -> None:
+    """Write `adapter_config.json`, with which plain peft puts `adapter_model.safetensors` on the language model."""
+    config = model.language_model.peft_config[ADAPTER]
+    config.base_model_name_or_path = model_name
+    config.save_pretrained(directory)
 
 
 @torch.no_grad()

@@ -180,6 +180,7 @@ class OpenVLA(nn.Module):
         self.proprio_projector = None if proprio_dim is None else ProprioProjector(proprio_dim, width)
         self.language_model = language_model
         self.first_action_id = first_action_id
+        self.base_fingerprint: str | None = None  # of the published weights it is made of, if any
         self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
 
     # ----- sequence

@@ -4,17 +4,21 @@ A directory with `config.json` and safetensors files, one or sharded with an ind
 for one: timm's LayerScale parameter `gamma` is `scale_factor` there.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 7_000_000_000  # the published model's
 OPENVLA_7B = {  # what its config.json says about sizes; those of the language model are LlamaConfig's defaults
     "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
     "timm_override_act_layers": [None, None],
@@ -96,7 +100,24 @@ def load_openvla(
         width = model.language_model.config.hidden_size
         model.proprio_projector = ProprioProjector(proprio_dim, width).to(device, dtype)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
+    model.base_fingerprint = fingerprint(directory)
     return model.eval()
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 that tells published weights apart, in seconds: of each tensor the name, dtype, shape and 64 elements.
+
+    The same however the tensors are distributed over files.
+    """
+    digest = hashlib.sha256()
+    files = _tensor_files(directory)
+    opened = {path: safe_open(path, framework="pt") for path in set(files.values())}
+    for name in sorted(files):
+        tensor = opened[files[name]].get_tensor(name)  # memory-mapped: only what is looked at is read
+        step = -(-tensor.numel() // 64)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.flatten()[::step].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
@@ -115,3 +136,32 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
             return {name: path for name in file.keys()}  # noqa: SIM118  # no dict
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write tensors as Hugging Face does: one safetensors file, or shards of at most `shard_bytes` and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [WEIGHTS]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in shard.items()}, directory / file, {"format": "pt"}
+        )
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+            "weight_map": weight_map,
+        }
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
