@@ -12,6 +12,7 @@ STAGES = {
         "robofactory.evaluation.evaluate",
         "play the task with trained policies: success, videos, report",
     ),
+    "merge": ("robofactory.export.merge", "a fine-tuned policy as published weights: adapters merged"),
     "preview": ("robofactory.sim.env", "a picture of what every camera of a scene sees"),
 }
 

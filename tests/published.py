@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers
 
 from robofactory.model.openvla import build_from_config
-from robofactory.model.weights import OPENVLA_7B, official_name, save_tensors
+from robofactory.model.weights import OPENVLA_7B, save_openvla
 
 NUM_IDS = 512  # of text and actions; the embedding has 64 more rows, as the official one
 
@@ -49,8 +49,7 @@ def write_published(directory: Path, seed: int = 0, **changes: Any) -> Path:
     with torch.no_grad():  # a fresh model's outputs are nearly uniform
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    tensors = {official_name(name): tensor.bfloat16() for name, tensor in model.state_dict().items()}
-    save_tensors(tensors, directory, shard_bytes=100_000)
+    save_openvla(model.bfloat16(), directory, shard_bytes=100_000)
     (directory / "config.json").write_text(json.dumps(config(**changes)))
     llama_like_tokenizer().save(str(directory / "tokenizer.json"))
     return directory

@@ -152,19 +152,21 @@ class Codec:
         return replace(self.encode_observation(observation, generator), action_tokens=torch.from_numpy(ids))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """One batch; shorter prompts are padded on the right."""
+        """One batch. Shorter prompts are padded on the right; without actions, for generation, on the left."""
         length = max(len(example.input_ids) for example in examples)
         input_ids = torch.full((len(examples), length), self.prompt.pad_id)  # [b, t]
-        for row, example in zip(input_ids, examples, strict=True):
-            row[: len(example.input_ids)] = example.input_ids
-        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        text_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            start = 0 if example.action_tokens is not None else length - len(example.input_ids)
+            columns = slice(start, start + len(example.input_ids))
+            input_ids[row, columns], text_mask[row, columns] = example.input_ids, True
         proprio = [example.proprio for example in examples if example.proprio is not None]
         tokens = [example.action_tokens for example in examples if example.action_tokens is not None]
         assert len(proprio) in (0, len(examples)) and len(tokens) in (0, len(examples)), (len(proprio), len(tokens))
         return Batch(
             pixel_values=torch.stack([example.pixel_values for example in examples]),
             input_ids=input_ids,
-            text_mask=torch.arange(length)[None] < lengths[:, None],
+            text_mask=text_mask,
             proprio=torch.stack(proprio) if proprio else None,
             action_tokens=torch.stack(tokens) if tokens else None,
         )

@@ -4,6 +4,7 @@ What is trained is float32, so that small updates are not lost; what is frozen k
 model under autocast when the two differ.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from robofactory.config import ModelConfig
+from robofactory.config import ModelConfig, UserError
 from robofactory.model.openvla import OpenVLA, build_from_config
 from robofactory.model.weights import load_openvla
 
@@ -36,9 +37,38 @@ def load_untrained(
     m: ModelConfig, directory: Path, proprio_dim: int | None, device: torch.device | str = "cpu"
 ) -> OpenVLA:
     """The same with published weights, on a device; adapters and proprio projector are freshly initialised."""
-    model = load_openvla(directory, m.global_token, proprio_dim, getattr(torch, m.torch_dtype), device)
+    loaded_to = "cpu" if m.quantize else device
+    model = load_openvla(directory, m.global_token, proprio_dim, getattr(torch, m.torch_dtype), loaded_to)
+    if m.quantize:
+        quantize_language_layers(model, device)
     choose_trained(model, m)
     return model
+
+
+def quantize_language_layers(model: OpenVLA, device: torch.device | str) -> None:
+    """Move the model to a device, with the matrices of its language layers in 4 bits (NF4 of QLoRA, Dettmers 2023).
+
+    Raises:
+        UserError: bitsandbytes is not installed, or cannot do it on this device.
+    """
+    without = "leave model.quantize out"
+    try:
+        from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[import-not-found]
+    except ImportError:
+        raise UserError(f"model.quantize=nf4 needs bitsandbytes: pip install bitsandbytes, or {without}") from None
+    for name, linear in list(model.language_model.named_modules()):
+        if name.endswith(LANGUAGE_LINEARS) and isinstance(linear, nn.Linear):
+            bits = Linear4bit(
+                linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype, device="meta"
+            )
+            bits.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=bits)
+            model.language_model.set_submodule(name, bits)
+    try:
+        model.to(device)  # the matrices are quantized on the way
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"model.quantize=nf4: bitsandbytes cannot do it on {device} ({reason}); {without}") from None
+    model.language_model.is_loaded_in_4bit = True  # type: ignore  # peft looks here
 
 
 def choose_trained(model: OpenVLA, m: ModelConfig) -> None:
@@ -115,10 +145,10 @@ def merge_adapters(model: OpenVLA) -> None:
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
-            base = layer.get_base_layer()
-            assert isinstance(base, nn.Linear), f"{name} is a {type(base).__name__}; quantized weights cannot be merged"
-            product = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
-            merged = base.weight.float() + layer.scaling[ADAPTER] * product
+            base, a, b = layer.get_base_layer(), layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+            assert type(base) is nn.Linear, f"{name} is a {type(base).__name__}; it cannot be merged"
+            assert isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
+            merged = base.weight.float() + layer.scaling[ADAPTER] * (b.weight.float() @ a.weight.float())
             base.weight = nn.Parameter(merged.to(base.weight.dtype), requires_grad=False)
             model.set_submodule(name, base)
     for module in (model.language_model, model.vision_backbone):
@@ -130,7 +160,10 @@ def merge_adapters(model: OpenVLA) -> None:
 
 
 def count_parameters(model: OpenVLA) -> dict[str, tuple[int, int]]:
-    """Part -> (all of its parameters, those that are trained); a part's adapters are a part of their own."""
+    """Part -> (all of its parameters, those that are trained); a part's adapters are a part of their own.
+
+    Two parameters in a byte are two.
+    """
     titles = {
         "vision_backbone.featurizer": "DINOv2",
         "vision_backbone.fused_featurizer": "SigLIP",
@@ -143,7 +176,9 @@ def count_parameters(model: OpenVLA) -> dict[str, tuple[int, int]]:
         (title,) = (titles[prefix] for prefix in titles if name.startswith(f"{prefix}."))
         title = f"LoRA, {title}" if ".lora_" in name else title
         total, trained = counts.get(title, (0, 0))
-        counts[title] = total + parameter.numel(), trained + parameter.numel() * parameter.requires_grad
+        quantized = getattr(parameter, "quant_state", None)
+        number = parameter.numel() if quantized is None else math.prod(quantized.shape)
+        counts[title] = total + number, trained + number * parameter.requires_grad
     return counts
 
 

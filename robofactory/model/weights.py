@@ -1,4 +1,4 @@
-"""Published weights: the official Hugging Face layout into our modules. No remote code is run.
+"""Published weights: the official Hugging Face layout into our modules and back. No remote code is run.
 
 A directory with `config.json` and safetensors files, one or sharded with an index. Our names are the official ones but
 for one: timm's LayerScale parameter `gamma` is `scale_factor` there.
@@ -18,6 +18,8 @@ from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROPRIO = "proprio_projector.safetensors"  # ours, beside the official files
+PYTORCH = {"format": "pt"}  # what transformers wants to read in a file's metadata
 SHARD_BYTES = 7_000_000_000  # the published model's
 OPENVLA_7B = {  # what its config.json says about sizes; those of the language model are LlamaConfig's defaults
     "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
@@ -66,7 +68,7 @@ def load_openvla(
     device: torch.device | str = "cpu",
     timm_overrides: dict[str, dict[str, Any]] | None = None,
 ) -> OpenVLA:
-    """The published model in evaluation mode. A proprio projector, which is not published, is newly initialised.
+    """The published model in evaluation mode. A proprio projector is newly initialised unless its file is there too.
 
     Tensors are read one at a time from memory-mapped files, straight to `device` and `dtype`: there is never a second
     copy of the model. On a CPU in the files' own dtype nothing is copied at all.
@@ -76,16 +78,26 @@ def load_openvla(
     """
     with torch.device("meta"):
         model = build_from_config(read_config(directory), global_token, proprio_dim, timm_overrides)
-    ours = {official_name(name): name for name in model.state_dict() if not name.startswith("proprio_projector.")}
-    shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
+    ours = {official_name(name): name for name in model.state_dict()}
     files = _tensor_files(directory)
-    problems = [f"missing {name} {shapes[name]}" for name in ours if name not in files]
-    problems += [f"unknown {name}" for name in files if name not in ours]
-    tensors = {}
+    proprio = [name for name in ours if name.startswith("proprio_projector.")]
+    if (directory / PROPRIO).is_file():
+        files |= dict.fromkeys(proprio, directory / PROPRIO)
+    elif proprio_dim is not None:
+        model.proprio_projector = ProprioProjector(proprio_dim, model.language_model.config.hidden_size).to(
+            device, dtype
+        )
+        for name in proprio:
+            del ours[name]
+    shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
+    problems = [f"unknown {name}" for name in files if name not in ours]
+    tensors: dict[str, Tensor] = {}
+    missing = set(ours)
     for path in sorted(set(files.values())):
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for name in file.keys() & ours.keys():
+                    missing.discard(name)
                     shape = file.get_slice(name).get_shape()
                     if shape == shapes[name]:
                         tensors[ours[name]] = file.get_tensor(name).to(dtype)
@@ -93,12 +105,10 @@ def load_openvla(
                         problems.append(f"{name} has shape {shape}, expected {shapes[name]}")
         except (SafetensorError, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    problems += [f"missing {name} {shapes[name]}" for name in missing]
     if problems:
         raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(sorted(problems))}")
     model.load_state_dict(tensors, strict=False, assign=True)
-    if proprio_dim is not None:
-        width = model.language_model.config.hidden_size
-        model.proprio_projector = ProprioProjector(proprio_dim, width).to(device, dtype)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
     model.base_fingerprint = fingerprint(directory)
     return model.eval()
@@ -141,27 +151,32 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write tensors as Hugging Face does: one safetensors file, or shards of at most `shard_bytes` and their index."""
+def save_openvla(model: OpenVLA, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a model's tensors as they are published: safetensors in shards of at most `shard_bytes`, and their index.
+
+    A proprio projector, for which the official layout has no place, goes into a file of its own; the official code does
+    not read it. `config.json` is the caller's.
+    """
     shards: list[dict[str, Tensor]] = [{}]
+    proprio: dict[str, Tensor] = {}
     room = shard_bytes
-    for name, tensor in tensors.items():
+    for name, tensor in model.state_dict().items():
+        if name.startswith("proprio_projector."):
+            proprio[name] = tensor
+            continue
         if tensor.nbytes > room and shards[-1]:
             shards.append({})
             room = shard_bytes
-        shards[-1][name] = tensor
+        shards[-1][official_name(name)] = tensor
         room -= tensor.nbytes
-    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        files = [WEIGHTS]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in shard.items()}, directory / file, {"format": "pt"}
-        )
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in shard.items()}, directory / file, PYTORCH)
     if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-            "weight_map": weight_map,
-        }
+        total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if proprio:
+        save_file({name: tensor.cpu() for name, tensor in proprio.items()}, directory / PROPRIO, PYTORCH)
