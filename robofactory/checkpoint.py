@@ -116,7 +116,8 @@ def load_trained(directory: Path, model: OpenVLA) -> None:
             with safe_open(path, framework="pt") as saved:
                 base = (saved.metadata() or {}).get("base_fingerprint")
                 if base != model.base_fingerprint:
-                    raise UserError(f"{path} was trained on other weights (fingerprint {str(base)[:12]}) than those that model.model_name of {directory / CONFIG} names now ({str(model.base_fingerprint)[:12]}); restore them")  # fmt: skip
+                    name = load_recipe_of(directory).model.model_name
+                    raise UserError(f"{path} was trained on other weights (fingerprint {str(base)[:12]}) than {name} has now ({str(model.base_fingerprint)[:12]}); put those back there")  # fmt: skip
                 names = set(saved.keys())
                 wrong = names ^ tensors.keys()
                 wrong |= {n for n in names & tensors.keys() if saved.get_slice(n).get_shape() != list(tensors[n].shape)}

@@ -130,7 +130,7 @@ def compare(
     codec: "Codec",
     before: "tuple[torch.Tensor, np.ndarray]",
     after: "tuple[torch.Tensor, np.ndarray]",
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """The largest differences; those of actions over the joints, in rad."""
     joints = codec.action_statistics.normalized
     actions = abs(before[1] - after[1])
@@ -159,7 +159,7 @@ def flush(directory: Path) -> None:
         os.close(descriptor)
 
 
-def describe(output: Path, report: dict[str, float], ours: dict[str, Any]) -> str:
+def describe(output: Path, report: dict[str, float | int], ours: dict[str, Any]) -> str:
     lines = [
         f"on {report['frames']} frames, adapters against merged weights:",
         f"  largest difference of a logit  {report['largest_logit_difference']:.4g} (the largest logit is {report['largest_logit']:.4g})",
