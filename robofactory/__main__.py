@@ -6,11 +6,13 @@ import sys
 
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
+    "summary": ("robofactory.model.summary", "parameters and tokens of the 7B, without its weights"),
     "train": ("robofactory.training.train", "train a policy on the demonstrations of one agent, or of each"),
     "evaluate": (
         "robofactory.evaluation.evaluate",
         "play the task with trained policies: success, videos, report",
     ),
+    "merge": ("robofactory.export.merge", "a fine-tuned policy as published weights: adapters merged"),
     "preview": ("robofactory.sim.env", "a picture of what every camera of a scene sees"),
 }
 

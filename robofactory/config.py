@@ -79,6 +79,8 @@ class ModelConfig:
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_dropout: float = 0.0
+    lora_vision: bool = False  # adapters in the vision towers too; their activations are then kept for backward
+    quantize: str | None = None  # nf4: the frozen language layers in 4 bits (QLoRA), for cards of 24 GB
     torch_dtype: str = "bfloat16"
     global_token: bool = True  # one token per view besides its patches (257 instead of 256 at 224 px)
     use_proprio: bool = False
@@ -351,6 +353,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     }
     for key, (value, allowed) in one_of.items():
         _require(value in allowed, path, key, f"{value!r} is none of {', '.join(allowed)}")
+    _require(m.quantize in (None, "nf4"), path, "model.quantize", f"{m.quantize!r} is none of null, nf4")
     positive = {
         "model.lora_rank": m.lora_rank,
         "model.lora_alpha": m.lora_alpha,
@@ -383,6 +386,8 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "model.use_lora",
         "a model trained from scratch has no adapters; set it to false",
     )
+    for key, value in {"model.lora_vision": m.lora_vision, "model.quantize": m.quantize}.items():
+        _require(m.use_lora or not value, path, key, "is for adapters; set model.use_lora to true, or leave it out")
 
 
 def _check_scene(scene: SceneConfig, path: Path) -> None:
@@ -581,6 +586,34 @@ def trained_runs(policy: str, task: str, agent: int) -> list[int]:
     parent = run_dir(policy, task, agent, 0).parent
     matches = [name.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
     return sorted(int(match[1]) for match in matches if match)
+
+
+def find_weights(model_name: str, files: Sequence[str] = ("*.json", "*.safetensors", "tokenizer.model")) -> Path:
+    """The directory of a published model: `model_name` itself, or the hub's snapshot of that id.
+
+    Args:
+        files: patterns of what is fetched from the hub.
+    Raises:
+        UserError: it is no directory and the hub does not give it.
+    """
+    tiny = "train the small model instead with `--recipe robot_openvla_tiny`"
+    directory = Path(model_name)
+    if (directory / "config.json").is_file():
+        return directory
+    if directory.is_dir():
+        raise UserError(f"{directory} holds no published model: it has no config.json; {tiny}")
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(model_name, allow_patterns=list(files)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
+            f"give a directory with the published weights, or {tiny}"
+        ) from None
 
 
 def require_agent(scene: SceneConfig, agent_id: int) -> None:

@@ -21,6 +21,7 @@ ALLOWED = {
     "demos": {"sim", "data.episodes", "policy", "config", "shapes"},  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config"},
     "training": {"data", "model", "codec", "checkpoint", "config", "shapes"},
+    "export": {"data", "model", "codec", "checkpoint", "config", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
     "evaluation": {"sim", "policy", "config", "shapes"},
     "serving": {"policy", "config", "shapes"},

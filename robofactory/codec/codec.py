@@ -22,7 +22,7 @@ from robofactory.codec.action_tokens import ActionTokens
 from robofactory.codec.images import ImagePipeline, pictures_seen
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import Statistics
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig, UserError, find_weights
 from robofactory.shapes import Batch, Observation
 
 FILE = "codec.json"
@@ -79,13 +79,13 @@ class Codec:
             pass_through: the action dimensions that are in [-1, 1] already; None: the last one, the gripper.
             proprio_names: None: the same as the actions'.
         Raises:
-            UserError: no data, NaN, or names that do not fit.
-            FileNotFoundError: the recipe's published weights, or a file of them, are not there.
+            UserError: no data, NaN, names that do not fit, or no published weights by the recipe's name.
+            FileNotFoundError: a file of the recipe's published weights is not there.
         """
         if recipe.model.architecture is not None:
             prompt, image_size = Prompt.tiny(), recipe.model.architecture.image_size
         else:
-            weights = Path(recipe.model.model_name)
+            weights = find_weights(recipe.model.model_name)
             prompt, image_size = Prompt.from_weights(weights), read_published_config(weights)["image_sizes"][0]
         method = recipe.data.normalization
         if pass_through is None:
@@ -152,19 +152,21 @@ class Codec:
         return replace(self.encode_observation(observation, generator), action_tokens=torch.from_numpy(ids))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """One batch; shorter prompts are padded on the right."""
+        """One batch. Shorter prompts are padded on the right; without actions, for generation, on the left."""
         length = max(len(example.input_ids) for example in examples)
         input_ids = torch.full((len(examples), length), self.prompt.pad_id)  # [b, t]
-        for row, example in zip(input_ids, examples, strict=True):
-            row[: len(example.input_ids)] = example.input_ids
-        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        text_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            start = 0 if example.action_tokens is not None else length - len(example.input_ids)
+            columns = slice(start, start + len(example.input_ids))
+            input_ids[row, columns], text_mask[row, columns] = example.input_ids, True
         proprio = [example.proprio for example in examples if example.proprio is not None]
         tokens = [example.action_tokens for example in examples if example.action_tokens is not None]
         assert len(proprio) in (0, len(examples)) and len(tokens) in (0, len(examples)), (len(proprio), len(tokens))
         return Batch(
             pixel_values=torch.stack([example.pixel_values for example in examples]),
             input_ids=input_ids,
-            text_mask=torch.arange(length)[None] < lengths[:, None],
+            text_mask=text_mask,
             proprio=torch.stack(proprio) if proprio else None,
             action_tokens=torch.stack(tokens) if tokens else None,
         )

@@ -16,11 +16,12 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from robofactory.codec.sentencepiece import read_sentencepiece
 from robofactory.config import UserError
 
 TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"  # Source: OpenVLA, PurePromptBuilder
 TINY_TOKENIZER = Path(__file__).with_name("tiny_tokenizer.json")
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
 LONE_SPACE = "\u2581"  # 29871: the official training text is "Out: " and then the actions, so it stands between them
 MAX_CACHED_PROMPTS = 1024
 
@@ -73,14 +74,17 @@ class Prompt:
         """The tokenizer of published OpenVLA weights.
 
         Raises:
-            FileNotFoundError: no `config.json` or `tokenizer.json` there.
+            FileNotFoundError: no `config.json`, or neither `tokenizer.json` nor `tokenizer.model`, there.
             UserError: they are not of an OpenVLA on Llama.
         """
         config = read_published_config(directory)
         path = directory / TOKENIZER_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"no {TOKENIZER_FILE} in {directory}; copy it there from the published model")
-        text = path.read_text(encoding="utf-8")
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+        elif (path := directory / SENTENCEPIECE_FILE).is_file():
+            text = read_sentencepiece(path).to_str()
+        else:
+            raise FileNotFoundError(f"neither {TOKENIZER_FILE} nor {SENTENCEPIECE_FILE} in {directory}; copy one there from the published model")  # fmt: skip
         ids = Tokenizer.from_str(text).get_vocab()
         for token in ("<s>", "</s>", LONE_SPACE):
             if token not in ids:

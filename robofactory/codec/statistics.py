@@ -126,6 +126,15 @@ class Statistics:
         slack = 1e-6 * (high - low)  # rounding is not clipping
         return (values < low - slack) | (values > high + slack)
 
+    def official(self) -> dict[str, list[Any]]:
+        """An entry of the official `norm_stats`, with which the official code decodes as `denormalize` does.
+
+        It reads q01 and q99 as the values of -1 and +1, so that is what they are, whatever the method.
+        """
+        low, high = self.bounds
+        numbers = {name: getattr(self, name).tolist() for name in ("mean", "std", "min", "max")}
+        return numbers | {"q01": low.tolist(), "q99": high.tolist(), "mask": self.normalized.tolist()}
+
     def to_json(self) -> dict[str, Any]:
         """Lists of Python numbers; `from_json` gives back the same floats bit by bit."""
         arrays = {name: getattr(self, name).tolist() for name in ("normalized", *_ARRAYS)}

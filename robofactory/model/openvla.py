@@ -180,6 +180,7 @@ class OpenVLA(nn.Module):
         self.proprio_projector = None if proprio_dim is None else ProprioProjector(proprio_dim, width)
         self.language_model = language_model
         self.first_action_id = first_action_id
+        self.base_fingerprint: str | None = None  # of the published weights it is made of, if any
         self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
 
     # ----- sequence
@@ -357,7 +358,8 @@ def build_from_config(
     """The model that an official `config.json` describes, on the current default device, weights not loaded.
 
     Args:
-        timm_overrides: keyword arguments over the timm models by their id, to make them small.
+        timm_overrides: keyword arguments over the timm models by their id, to make them small; None: those under this
+            key in the configuration, which openvla-7b's has not.
     Raises:
         UserError: the configuration describes another architecture, or lacks a key.
     """
@@ -369,10 +371,11 @@ def build_from_config(
     for key, value in required.items():
         if config.get(key) != value:
             raise UserError(f"config.json: {key} is {config.get(key)!r}; only {value!r} is supported (openvla-7b's)")
+    overrides = config.get("timm_overrides", {}) if timm_overrides is None else timm_overrides
     try:
         towers = zip(config["timm_model_ids"], config["image_sizes"], config["timm_override_act_layers"], strict=True)
         dino, siglip = (
-            build_tower(model_id, image_size, act_layer=act_layer, **(timm_overrides or {}).get(model_id, {}))
+            build_tower(model_id, image_size, act_layer=act_layer, **overrides.get(model_id, {}))
             for model_id, image_size, act_layer in towers
         )
         language_config = LlamaConfig(**config["text_config"])

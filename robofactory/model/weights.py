@@ -1,22 +1,36 @@
-"""Published weights: the official Hugging Face layout into our modules. No remote code is run.
+"""Published weights: the official Hugging Face layout into our modules and back. No remote code is run.
 
 A directory with `config.json` and safetensors files, one or sharded with an index. Our names are the official ones but
 for one: timm's LayerScale parameter `gamma` is `scale_factor` there.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from robofactory.config import UserError
+from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TINY = "train the small model instead with `--recipe robot_openvla_tiny`"
+PROPRIO = "proprio_projector.safetensors"  # ours, beside the official files
+PYTORCH = {"format": "pt"}  # what transformers wants to read in a file's metadata
+SHARD_BYTES = 7_000_000_000  # the published model's
+OPENVLA_7B = {  # what its config.json says about sizes; those of the language model are LlamaConfig's defaults
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "timm_override_act_layers": [None, None],
+    "image_sizes": [224, 224],
+    "use_fused_vision_backbone": True,
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "n_action_bins": 256,
+    "pad_to_multiple_of": 64,
+    "text_config": {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000},
+}
 
 
 def official_name(name: str) -> str:
@@ -24,29 +38,15 @@ def official_name(name: str) -> str:
     return name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
 
 
-def find_weights(model_name: str) -> Path:
-    """The directory of a published model: `model_name` itself, or the hub's snapshot of that id.
+def published_config(model_name: str) -> dict[str, Any]:
+    """The `config.json` of published weights. That of openvla-7b is known without them.
 
     Raises:
-        UserError: it is no directory and the hub does not give it.
+        UserError: no such directory, nor hub id.
     """
-    directory = Path(model_name)
-    if (directory / CONFIG).is_file():
-        return directory
-    if directory.is_dir():
-        raise UserError(f"{directory} holds no published model: it has no {CONFIG}; {TINY}")
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(snapshot_download(model_name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
-            f"give a directory with the published weights, or {TINY}"
-        ) from None
+    if model_name == "openvla/openvla-7b" and not Path(model_name).is_dir():
+        return OPENVLA_7B
+    return read_config(find_weights(model_name, files=[CONFIG]))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def load_openvla(
     device: torch.device | str = "cpu",
     timm_overrides: dict[str, dict[str, Any]] | None = None,
 ) -> OpenVLA:
-    """The published model in evaluation mode. A proprio projector, which is not published, is newly initialised.
+    """The published model in evaluation mode. A proprio projector is newly initialised unless its file is there too.
 
     Tensors are read one at a time from memory-mapped files, straight to `device` and `dtype`: there is never a second
     copy of the model. On a CPU in the files' own dtype nothing is copied at all.
@@ -78,16 +78,26 @@ def load_openvla(
     """
     with torch.device("meta"):
         model = build_from_config(read_config(directory), global_token, proprio_dim, timm_overrides)
-    ours = {official_name(name): name for name in model.state_dict() if not name.startswith("proprio_projector.")}
-    shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
+    ours = {official_name(name): name for name in model.state_dict()}
     files = _tensor_files(directory)
-    problems = [f"missing {name} {shapes[name]}" for name in ours if name not in files]
-    problems += [f"unknown {name}" for name in files if name not in ours]
-    tensors = {}
+    proprio = [name for name in ours if name.startswith("proprio_projector.")]
+    if (directory / PROPRIO).is_file():
+        files |= dict.fromkeys(proprio, directory / PROPRIO)
+    elif proprio_dim is not None:
+        model.proprio_projector = ProprioProjector(proprio_dim, model.language_model.config.hidden_size).to(
+            device, dtype
+        )
+        for name in proprio:
+            del ours[name]
+    shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
+    problems = [f"unknown {name}" for name in files if name not in ours]
+    tensors: dict[str, Tensor] = {}
+    missing = set(ours)
     for path in sorted(set(files.values())):
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for name in file.keys() & ours.keys():
+                    missing.discard(name)
                     shape = file.get_slice(name).get_shape()
                     if shape == shapes[name]:
                         tensors[ours[name]] = file.get_tensor(name).to(dtype)
@@ -95,14 +105,29 @@ def load_openvla(
                         problems.append(f"{name} has shape {shape}, expected {shapes[name]}")
         except (SafetensorError, FileNotFoundError) as error:
             raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    problems += [f"missing {name} {shapes[name]}" for name in missing]
     if problems:
         raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(sorted(problems))}")
     model.load_state_dict(tensors, strict=False, assign=True)
-    if proprio_dim is not None:
-        width = model.language_model.config.hidden_size
-        model.proprio_projector = ProprioProjector(proprio_dim, width).to(device, dtype)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
+    model.base_fingerprint = fingerprint(directory)
     return model.eval()
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 that tells published weights apart, in seconds: of each tensor the name, dtype, shape and 64 elements.
+
+    The same however the tensors are distributed over files.
+    """
+    digest = hashlib.sha256()
+    files = _tensor_files(directory)
+    opened = {path: safe_open(path, framework="pt") for path in set(files.values())}
+    for name in sorted(files):
+        tensor = opened[files[name]].get_tensor(name)  # memory-mapped: only what is looked at is read
+        step = -(-tensor.numel() // 64)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.flatten()[::step].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
@@ -115,7 +140,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         return {name: directory / file for name, file in weight_map.items()}
     path = directory / WEIGHTS
     if not path.is_file():
-        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there, or {TINY}")
+        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: path for name in file.keys()}  # noqa: SIM118  # no dict
@@ -123,5 +148,35 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
 
 
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def save_openvla(model: OpenVLA, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a model's tensors as they are published: safetensors in shards of at most `shard_bytes`, and their index.
+
+    A proprio projector, for which the official layout has no place, goes into a file of its own; the official code does
+    not read it. `config.json` is the caller's.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    proprio: dict[str, Tensor] = {}
+    room = shard_bytes
+    for name, tensor in model.state_dict().items():
+        if name.startswith("proprio_projector."):
+            proprio[name] = tensor
+            continue
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][official_name(name)] = tensor
+        room -= tensor.nbytes
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in shard.items()}, directory / file, PYTORCH)
+    if len(shards) > 1:
+        total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if proprio:
+        save_file({name: tensor.cpu() for name, tensor in proprio.items()}, directory / PROPRIO, PYTORCH)

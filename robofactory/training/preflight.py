@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
+from torch import Tensor
 
 from robofactory.codec.codec import Codec
 from robofactory.config import UserError
@@ -43,7 +44,7 @@ def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[n
 
 @torch.no_grad()
 def _every_input_changes_the_logits(model: OpenVLA, batch: Batch, views: tuple[str, ...]) -> None:
-    reference = model.action_logits(batch)
+    reference = _logits(model, batch)
     changed = {}
     for index, view in enumerate(views):
         pixels = batch.pixel_values.clone()
@@ -56,8 +57,13 @@ def _every_input_changes_the_logits(model: OpenVLA, batch: Batch, views: tuple[s
     if batch.proprio is not None:
         changed["proprio"] = replace(batch, proprio=batch.proprio + 1.0)
     for name, other in changed.items():
-        if torch.equal(model.action_logits(other), reference):
+        if torch.equal(_logits(model, other), reference):
             raise UserError(f"preflight: {name} does not change the logits; the model cannot see it")
+
+
+def _logits(model: OpenVLA, batch: Batch) -> Float[Tensor, "b a vocab"]:
+    with autocast(model):
+        return model.action_logits(batch)
 
 
 def _every_trainable_tensor_gets_a_gradient(model: OpenVLA, batch: Batch) -> None:

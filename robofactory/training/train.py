@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from robofactory.training.distributed import Topology
     from robofactory.training.rounds import Start
 
+LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-tuned without a GPU
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -82,11 +84,19 @@ def main() -> None:
 
 
 def require_hardware(recipe: RecipeConfig) -> None:
-    """The published model wants a GPU and its weights; never a silent switch to something smaller."""
+    """A large model wants a GPU; never a silent switch to something smaller."""
     import torch
 
-    if recipe.model.architecture is None and not torch.cuda.is_available():
-        raise UserError(f"{recipe.model.model_name} has 7.6 billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+    from robofactory.model.lora import build_untrained
+    from robofactory.model.weights import published_config
+
+    m = recipe.model
+    if m.architecture is not None or torch.cuda.is_available():
+        return
+    model = build_untrained(m, published_config(m.model_name), proprio_dim=None)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if num_parameters > LARGEST_ON_A_CPU:
+        raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
 
 
 def record_if_missing(scene: SceneConfig, scene_path: str | None, recipe: RecipeConfig, agent_id: int) -> None:
@@ -151,6 +161,7 @@ def train(
 
     from robofactory import checkpoint
     from robofactory.data.dataset import load_splits
+    from robofactory.model.lora import parameter_table
     from robofactory.model.precision import autocast
     from robofactory.training import distributed, optim
     from robofactory.training.log import Log
@@ -186,7 +197,7 @@ def train(
     last_update, last_epoch = start.first_update + num_updates, start.first_epoch + num_epochs
 
     # ---- model, proven to be connected before anything is spent
-    model = checkpoint.build_model(recipe, codec).to(device)
+    model = checkpoint.build_model(recipe, codec, device)
     preflight(model, codec, *data.examples(8, device))
     optimizer = optim.make_optimizer(model, t.learning_rate, t.weight_decay)
     schedule = optim.make_schedule(optimizer, num_updates, t.warmup_ratio)
@@ -195,6 +206,7 @@ def train(
     update, first_epoch, first_micro = restore(start, model, codec, recipe, optimizer, schedule)
     wrapped = distributed.wrap(model, topology)
     log = Log(run, dataclasses.asdict(recipe), topology, last_update, update, bar_position)
+    log.message(parameter_table(model))
     log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
     stop = StopSignal()
@@ -282,12 +294,12 @@ def restore(
     if start.checkpoint is None:
         return 0, 0, 0
     directory = start.checkpoint
-    saved_model, saved_codec, saved_recipe = checkpoint.load_model(directory)
-    if saved_recipe.model != recipe.model:
-        raise UserError(f"{directory} is a model of other sizes than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
+    saved_codec = type(codec).load(directory)
+    if checkpoint.load_recipe_of(directory).model != recipe.model:
+        raise UserError(f"{directory} is another model than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
     if saved_codec.fingerprint != codec.fingerprint:
         raise UserError(f"{directory} was trained with other data or preprocessing (codec {saved_codec.fingerprint[:12]}, now {codec.fingerprint[:12]}); move the run away, or restore its dataset and recipe")  # fmt: skip
-    model.load_state_dict(saved_model.state_dict())
+    checkpoint.load_trained(directory, model)
     if not start.resumes:
         return start.first_update, start.first_epoch, 0
     state = checkpoint.load_training_state(directory)

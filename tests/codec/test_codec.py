@@ -79,12 +79,9 @@ def test_one_observation_and_a_batch_of_them_are_encoded_alike(codec: Codec):
     assert batch.pixel_values.shape == (2, 3, 6, 84, 84) and batch.action_tokens is None
     for row, observation in enumerate(observations):
         single = codec.encode_observation(observation)
-        length = len(single.input_ids)
         assert torch.equal(batch.pixel_values[row], single.pixel_values)
         assert torch.equal(batch.proprio[row], single.proprio)
-        assert torch.equal(batch.input_ids[row, :length], single.input_ids)
-        assert batch.text_mask[row].tolist() == [True] * length + [False] * (batch.text_mask.shape[1] - length)
-        assert (batch.input_ids[row, length:] == codec.prompt.pad_id).all()
+        assert torch.equal(batch.input_ids[row, batch.text_mask[row]], single.input_ids)
 
 
 def test_views_are_in_the_recipe_s_order_whatever_the_observation_s(codec: Codec):
@@ -102,6 +99,20 @@ def test_training_examples_carry_the_labels_and_a_random_crop(codec: Codec):
     assert not torch.equal(example.pixel_values, codec.encode_observation(observation).pixel_values)
     batch = codec.collate([example, example])
     assert batch.action_tokens.shape == (2, 8)
+
+
+def test_prompts_are_padded_on_the_right_to_train_and_on_the_left_to_generate(codec: Codec):
+    short, long = (make_observation(0, text) for text in ("lift", "lift the barrier"))
+    examples = [codec.encode_example(observation, make_actions()[0]) for observation in (short, long)]
+    lengths = [len(example.input_ids) for example in examples]
+    for batch, left in (
+        (codec.collate(examples), 0),
+        (codec.encode_observations([short, long]), lengths[1] - lengths[0]),
+    ):
+        columns = slice(left, left + lengths[0])
+        assert batch.input_ids[0, columns].equal(examples[0].input_ids) and batch.text_mask[0, columns].all()
+        assert batch.text_mask.sum(dim=1).tolist() == lengths
+        assert (batch.input_ids[~batch.text_mask] == codec.prompt.pad_id).all()
 
 
 def test_proprio_is_normalised_by_its_own_statistics(codec: Codec):
@@ -283,6 +294,7 @@ def test_a_published_tokenizer_is_kept_beside_the_codec(tmp_path: Path):
         Codec.load(checkpoint)
 
 
-def test_a_missing_directory_of_weights_is_one_line():
-    with pytest.raises(FileNotFoundError, match=r"model\.model_name must be a directory"):
-        Codec.create(RecipeConfig(), make_actions(), make_actions(), NAMES, {})
+def test_a_directory_without_weights_is_one_line(tmp_path: Path):
+    recipe = RecipeConfig(model=ModelConfig(model_name=str(tmp_path)))
+    with pytest.raises(UserError, match=r"holds no published model: it has no config\.json"):
+        Codec.create(recipe, make_actions(), make_actions(), NAMES, {})

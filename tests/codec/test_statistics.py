@@ -47,6 +47,17 @@ def test_a_joint_that_never_moves_comes_back_exactly(method: str):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_official_code_decodes_with_our_statistics_as_we_do(method: str):
+    statistics = measure(method)
+    stated = statistics.official()
+    low, high, mask = (np.array(stated[name]) for name in ("q01", "q99", "mask"))
+    normalized = np.random.default_rng(0).uniform(-1.0, 1.0, (50, 8))
+    official = np.where(mask, 0.5 * (normalized + 1) * (high - low) + low, normalized)
+    np.testing.assert_array_equal(official, statistics.denormalize(normalized))
+    assert stated["mask"] == [True] * 7 + [False] and stated["mean"] == statistics.mean.tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_gripper_passes_through(method: str):
     actions = make_actions()
     np.testing.assert_array_equal(measure(method).normalize(actions)[:, 7], actions[:, 7])

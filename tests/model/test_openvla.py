@@ -7,6 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from robofactory.config import ArchitectureConfig, LanguageConfig, TowerConfig, UserError
 from robofactory.model.openvla import OpenVLA, action_loss, build_from_config, build_from_scratch
+from robofactory.model.weights import OPENVLA_7B
 from robofactory.shapes import Batch
 
 SIZES = ArchitectureConfig(
@@ -15,16 +16,6 @@ SIZES = ArchitectureConfig(
     siglip=TowerConfig(embed_dim=48, depth=3, num_heads=2),
     language=LanguageConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4),
 )
-OFFICIAL = {  # what openvla-7b's config.json says about sizes; the language model's are LlamaConfig's defaults
-    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
-    "timm_override_act_layers": [None, None],
-    "image_sizes": [224, 224],
-    "use_fused_vision_backbone": True,
-    "arch_specifier": "no-align+fused-gelu-mlp",
-    "n_action_bins": 256,
-    "pad_to_multiple_of": 64,
-    "text_config": {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000},
-}
 VOCAB, BOS = 400, 1
 FIRST_ACTION_ID = VOCAB - 256
 
@@ -78,7 +69,7 @@ def with_padding(batch: Batch, lengths: list[int], side: str) -> Batch:
 @pytest.fixture(scope="module")
 def published() -> OpenVLA:
     with torch.device("meta"):
-        return build_from_config(OFFICIAL, global_token=True)
+        return build_from_config(OPENVLA_7B, global_token=True)
 
 
 def test_the_published_size_has_exactly_7541237184_parameters(published: OpenVLA):
@@ -98,9 +89,9 @@ def test_the_published_action_ids_are_31744_to_31999(published: OpenVLA):
 
 def test_a_config_of_another_architecture_is_refused_by_name():
     with pytest.raises(UserError, match="arch_specifier is 'no-align\\+gelu-mlp'"):
-        build_from_config(OFFICIAL | {"arch_specifier": "no-align+gelu-mlp"}, global_token=True)
+        build_from_config(OPENVLA_7B | {"arch_specifier": "no-align+gelu-mlp"}, global_token=True)
     with pytest.raises(UserError, match="'timm_model_ids' is missing"):
-        build_from_config({k: v for k, v in OFFICIAL.items() if k != "timm_model_ids"}, global_token=True)
+        build_from_config({k: v for k, v in OPENVLA_7B.items() if k != "timm_model_ids"}, global_token=True)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +185,8 @@ def test_language_layers_equal_transformers_own():
     text = {"vocab_size": VOCAB + 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 5000.0, "rms_norm_eps": 1e-5}
     small = {"embed_dim": 32, "depth": 3, "num_heads": 2}
-    overrides = {model_id: small for model_id in OFFICIAL["timm_model_ids"]}
-    config = OFFICIAL | {"text_config": text, "image_sizes": [28, 28]}
+    overrides = {model_id: small for model_id in OPENVLA_7B["timm_model_ids"]}
+    config = OPENVLA_7B | {"text_config": text, "image_sizes": [28, 28]}
     model = build_from_config(config, global_token=False, timm_overrides=overrides).eval()
     reference = LlamaForCausalLM(LlamaConfig(**text)).eval()
     reference.load_state_dict(model.language_model.state_dict())
@@ -234,8 +225,8 @@ def test_every_trainable_tensor_gets_a_gradient(global_token: bool):
 def test_layers_that_official_weights_bring_and_nobody_uses_are_frozen(global_token: bool):
     text = {"vocab_size": VOCAB + 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     small = {"embed_dim": 32, "depth": 3, "num_heads": 2}
-    overrides = {model_id: small for model_id in OFFICIAL["timm_model_ids"]}
-    config = OFFICIAL | {"text_config": text | {"num_attention_heads": 4}, "image_sizes": [28, 28]}
+    overrides = {model_id: small for model_id in OPENVLA_7B["timm_model_ids"]}
+    config = OPENVLA_7B | {"text_config": text | {"num_attention_heads": 4}, "image_sizes": [28, 28]}
     model = build_from_config(config, global_token, timm_overrides=overrides)
     model(replace(make_batch(), proprio=None))[0].backward()
     wrong = [n for n, p in model.named_parameters() if p.requires_grad != (p.grad is not None)]

@@ -14,10 +14,10 @@ from robofactory.model.openvla import OpenVLA
 from robofactory.model.weights import load_openvla
 from robofactory.shapes import Batch
 
-FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "parity"
+FIXTURES = sorted((Path(__file__).resolve().parents[3] / "shared").glob("parity*"))
 TOLERANCE = 1e-5  # float32; a larger difference is a bug, not noise
 
-pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"the official code's outputs are not at {FIXTURE}")
+pytestmark = pytest.mark.skipif(not FIXTURES, reason="the official code's outputs are not at ../shared/parity")
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Official:
         return Batch(self.pixel_values, input_ids, mask, action_tokens=action_tokens)
 
 
-@pytest.fixture(scope="module")
-def official() -> Official:
-    scalars = json.loads((FIXTURE / "expected.json").read_text())
-    model = load_openvla(FIXTURE, global_token=False, timm_overrides=scalars["timm_overrides"])
-    return Official(model, load_file(FIXTURE / "expected.safetensors"), scalars)
+@pytest.fixture(scope="module", params=FIXTURES, ids=lambda directory: directory.name)
+def official(request: pytest.FixtureRequest) -> Official:
+    scalars = json.loads((request.param / "expected.json").read_text())
+    model = load_openvla(request.param, global_token=False, timm_overrides=scalars["timm_overrides"])
+    return Official(model, load_file(request.param / "expected.safetensors"), scalars)
 
 
 @torch.no_grad()

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from robofactory.config import UserError
+from robofactory.config import UserError, find_weights
 from robofactory.model.openvla import OpenVLA, build_from_config
-from robofactory.model.weights import find_weights, load_openvla, official_name
+from robofactory.model.weights import fingerprint, load_openvla, official_name, save_openvla
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 CONFIG = {
@@ -60,6 +60,46 @@ def test_every_tensor_of_a_published_directory_is_loaded(published, sharded: boo
         assert tensor.equal(model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("shard_bytes", [10**9, 60_000], ids=["one file", "shards"])
+def test_what_is_read_and_written_is_the_same_bit_for_bit(published, tmp_path: Path, shard_bytes: int):
+    directory, _, tensors = published
+    tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(tensors, directory / "model.safetensors")
+    model = load_openvla(directory, global_token=True, dtype=torch.bfloat16, timm_overrides=OVERRIDES)
+    written = tmp_path / "written"
+    written.mkdir()
+    save_openvla(model, written, shard_bytes)
+    files = sorted(written.glob("*.safetensors"))
+    sizes = [sum(tensor.nbytes for tensor in load_file(file).values()) for file in files]
+    assert (len(files) > 5) == (shard_bytes < 10**9) and max(sizes) <= shard_bytes
+    again = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert again.keys() == tensors.keys()
+    assert all(again[name].dtype == torch.bfloat16 and again[name].equal(tensors[name]) for name in tensors)
+    assert fingerprint(written) == fingerprint(directory)
+    (written / "config.json").write_text((directory / "config.json").read_text())
+    reread = load_openvla(written, global_token=True, dtype=torch.bfloat16, timm_overrides=OVERRIDES)
+    assert all(reread.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_proprio_projector_is_written_beside_the_official_files_and_read_again(published, tmp_path: Path):
+    directory, _, tensors = published
+    model = load_openvla(directory, global_token=True, proprio_dim=8, timm_overrides=OVERRIDES)
+    save_openvla(model, directory)
+    assert load_file(directory / "model.safetensors").keys() == tensors.keys()
+    reread = load_openvla(directory, global_token=True, proprio_dim=8, timm_overrides=OVERRIDES)
+    assert all(reread.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_fingerprint_tells_other_weights_and_not_other_files(published):
+    directory, _, tensors = published
+    first = fingerprint(directory)
+    tensors["projector.fc1.bias"] = tensors["projector.fc1.bias"] + 1e-3
+    save_file(tensors, directory / "model.safetensors")
+    changed = fingerprint(directory)
+    shard(directory, tensors)
+    assert fingerprint(directory) == changed != first
+
+
 def test_layer_scale_is_read_by_its_published_name(published):
     _, _, tensors = published
     assert "vision_backbone.featurizer.blocks.0.ls1.scale_factor" in tensors
@@ -100,6 +140,16 @@ def test_a_truncated_file_is_named(published):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         load_openvla(published[0], global_token=True, timm_overrides=OVERRIDES)
+
+
+def test_a_tensor_that_only_the_index_has_is_named(published):
+    directory, _, tensors = published
+    shard(directory, tensors)
+    part = load_file(directory / "b.safetensors")
+    name = sorted(part)[0]
+    save_file({key: tensor for key, tensor in part.items() if key != name}, directory / "b.safetensors")
+    with pytest.raises(UserError, match=f"missing {name}"):
+        load_openvla(directory, global_token=True, timm_overrides=OVERRIDES)
 
 
 def test_a_missing_shard_is_named(published):

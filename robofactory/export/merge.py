@@ -1,0 +1,182 @@
+"""Write a fine-tuned policy as published weights are: adapters merged, statistics inside, nothing of ours needed.
+
+Before anything is kept, the policy and the merged model answer the same frames of its dataset, and the differences are
+printed and saved beside the weights.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robofactory.config import UserError, find_weights, home, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from robofactory.codec.codec import Codec
+    from robofactory.model.openvla import OpenVLA
+    from robofactory.shapes import Batch
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="robofactory merge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+example:
+  robofactory merge robofactory/checkpoints/openvla/LiftBarrier-rf_Agent0_150/latest my/openvla-7b-lift-barrier
+
+The official code then un-normalises with unnorm_key=LiftBarrier-rf_Agent0_150. It gives pictures and instructions the
+same meaning only if they are prepared as codec.json says (the crop above all), and the model was trained on one view with
+model.global_token=false and without proprio; what differs is recorded in config.json and said at the end.""",
+    )
+    parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint of a fine-tuned model")
+    parser.add_argument("output", type=Path, help="directory to make")
+    parser.add_argument("--data", type=Path, help="its dataset (default: the one with the run's name)")
+    parser.add_argument("--frames", type=int, default=8, help="to compare both on (default: 8)")
+    parser.add_argument("--device", help="cpu, cuda (default: cuda if there is one)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.output.exists():
+        raise UserError(f"{args.output} exists; choose another directory, or move it away")
+    checkpoint = args.checkpoint.resolve()  # `latest` is a link
+    data = args.data or home() / "data" / checkpoint.parent.name
+    print(merge(checkpoint, args.output, data, args.frames, args.device))
+
+
+def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: str | None) -> str:
+    """Make the directory `output`, whole or not at all; what to say about it.
+
+    Raises:
+        UserError: no checkpoint of a fine-tuned model, or not its dataset or its base weights.
+    """
+    import torch
+
+    from robofactory.checkpoint import build_model, load_recipe_of, load_trained
+    from robofactory.codec.codec import Codec
+    from robofactory.data.dataset import load_splits
+    from robofactory.model.lora import merge_adapters
+    from robofactory.model.weights import CONFIG, read_config, save_openvla
+
+    # ---- the policy, with the base in the dtype that it is merged in
+    recipe, codec = load_recipe_of(checkpoint), Codec.load(checkpoint)
+    if recipe.model.architecture is not None:
+        raise UserError(f"{checkpoint} was trained from scratch at its own sizes; only fine-tuned weights have an official form")  # fmt: skip
+    splits = load_splits(data, recipe)
+    if splits.codec.fingerprint != codec.fingerprint:
+        raise UserError(f"{data} is not the dataset that {checkpoint} was trained on; give it with --data")
+    m = dataclasses.replace(recipe.model, quantize=None)
+    model = build_model(
+        dataclasses.replace(recipe, model=m), codec, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    load_trained(checkpoint, model)
+
+    # ---- before and after
+    batch, _ = splits.examples(num_frames, next(model.parameters()).device)
+    before = answers(model.eval(), codec, batch)
+    merge_adapters(model)
+    model.to(getattr(torch, m.torch_dtype))
+    report = compare(codec, before, answers(model, codec, batch))
+
+    # ---- the directory
+    base = find_weights(m.model_name)
+    name = data.name
+    statistics = {
+        "action": codec.action_statistics.official(),
+        "proprio": codec.proprio_statistics.official(),
+        "num_transitions": codec.action_statistics.count,
+        "num_trajectories": len(splits.train_episodes),
+    }
+    published = read_config(base)
+    norm_stats = published.get("norm_stats", {}) | {name: statistics}
+    ours = {"global_token": m.global_token, "views": list(codec.views), "use_proprio": codec.use_proprio}
+    config = published | ours | {"norm_stats": norm_stats, "torch_dtype": m.torch_dtype}
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    copy_small_files(base, temporary)
+    codec.save(temporary)
+    for file, content in {CONFIG: config, "dataset_statistics.json": {name: statistics}, "merge.json": report}.items():
+        (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+    save_openvla(model, temporary)
+    flush(temporary)
+    temporary.rename(output)
+    flush(output.parent)
+    return describe(output, report, ours)
+
+
+def answers(model: "OpenVLA", codec: "Codec", batch: "Batch") -> "tuple[torch.Tensor, np.ndarray]":
+    """Logits at the dataset's own action tokens, in float32, and the actions the model generates by itself."""
+    import torch
+
+    from robofactory.model.precision import autocast
+
+    with torch.no_grad(), autocast(model):
+        logits = model.action_logits(batch).float()
+        tokens = model.generate(dataclasses.replace(batch, action_tokens=None), codec.action_dim)
+    return logits, codec.decode_actions(tokens.cpu().numpy())
+
+
+def compare(
+    codec: "Codec",
+    before: "tuple[torch.Tensor, np.ndarray]",
+    after: "tuple[torch.Tensor, np.ndarray]",
+) -> dict[str, float | int]:
+    """The largest differences; those of actions over the joints, in rad."""
+    joints = codec.action_statistics.normalized
+    actions = abs(before[1] - after[1])
+    return {
+        "frames": len(actions),
+        "largest_logit": float(before[0].abs().max()),
+        "largest_logit_difference": float((before[0] - after[0]).abs().max()),
+        "largest_action_difference_rad": float(actions[:, joints].max()),
+        "different_action_numbers": int((actions > 0).sum()),
+        "action_numbers": int(actions.size),
+    }
+
+
+def copy_small_files(base: Path, directory: Path) -> None:
+    """Tokenizer, preprocessor and remote code of the base, as they are; what is ours is written over them."""
+    for path in base.iterdir():
+        if path.suffix in (".json", ".model", ".py") and not path.name.endswith(".index.json"):
+            shutil.copy(path, directory)
+
+
+def flush(directory: Path) -> None:
+    """Files and directory on disk, so that a rename never shows a half-written one."""
+    for path in [*directory.iterdir(), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def describe(output: Path, report: dict[str, float | int], ours: dict[str, Any]) -> str:
+    lines = [
+        f"on {report['frames']} frames, adapters against merged weights:",
+        f"  largest difference of a logit  {report['largest_logit_difference']:.4g} (the largest logit is {report['largest_logit']:.4g})",
+        f"  largest difference of a joint  {report['largest_action_difference_rad']:.4g} rad; "
+        f"{report['different_action_numbers']} of {report['action_numbers']} numbers fell into another bin",
+        f"merged: {output}",
+    ]
+    beyond = {
+        "the global token of each view (model.global_token)": ours["global_token"],
+        f"{len(ours['views'])} views": len(ours["views"]) > 1,
+        "proprio": ours["use_proprio"],
+    }
+    if any(beyond.values()):
+        features = ", ".join(feature for feature, used in beyond.items() if used)
+        lines.append(f"The official code loads it but has no {features}: fine-tune or evaluate it further here.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)
