@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TASK, NUM, EPISODES, STEPS = "LiftBarrier-rf", 6, 2, 30
+TASK, NUM, RELABELLED, EPISODES, STEPS = "LiftBarrier-rf", 6, 2, 2, 30
 
 # One group: the tests share what the first run made, so test.sh keeps them in one process.
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.xdist_group("pipeline")]
@@ -30,7 +30,7 @@ def run(home: Path, *command: str) -> str:
 
 
 def laptop(home: Path) -> str:
-    overrides = [f"training.max_steps={STEPS}", "training.warmup_ratio=0.1"]
+    overrides = [f"training.max_steps={STEPS}", "training.warmup_ratio=0.1", f"relabel.num_episodes={RELABELLED}"]
     return run(home, "bash", "runs/laptop.sh", "--num", str(NUM), "--episodes", str(EPISODES), *overrides)
 
 
@@ -69,6 +69,14 @@ def test_demonstrations_of_both_agents_are_whole(home, said):
 
 
 @pytest.mark.parametrize("agent", [0, 1])
+def test_the_policies_own_attempts_are_relabelled_and_trained_on(home, said, agent):
+    relabelled = dataset(home, agent).with_name(f"{dataset(home, agent).name}_relabelled_1")
+    assert json.loads((relabelled / "meta" / "info.json").read_text())["total_episodes"] == RELABELLED
+    assert json.loads((relabelled / "meta" / "robofactory.json").read_text())["driver"].startswith("openvla")
+    assert max(line["step"] for line in metrics(home, agent)) == 2 * STEPS
+
+
+@pytest.mark.parametrize("agent", [0, 1])
 def test_training_lowers_the_loss_and_leaves_a_checkpoint(home, said, agent):
     losses = [line["train_loss"] for line in metrics(home, agent) if "train_loss" in line]
     assert losses[-1] < 0.95 * losses[0], losses
@@ -104,7 +112,7 @@ def test_the_report_is_found_and_needs_no_network(home, said):
 def test_the_run_says_how_long_and_how_much_memory_each_stage_took(said):
     table = said.partition("== all stages")[2]
     stages = [line for line in table.splitlines() if "GB of memory" in line]
-    assert len(stages) == 5
+    assert len(stages) == 7
     assert all(float(line.split("at most ")[1].split()[0]) < 8.0 for line in stages), table
 
 
@@ -119,12 +127,12 @@ def test_a_second_run_does_nothing_again(home, said):
 
 def test_training_goes_on_where_it_stopped(home, said):
     before = metrics(home, 0)
-    arguments = ["--policy", "openvla", "--task", TASK, "--agent_id", "0", "--recipe", "robot_openvla_tiny", "--resume"]
+    arguments = ["--policy", "openvla", "--task", TASK, "--agent_id", "0", "--recipe", "robot_openvla_tiny"]
     overrides = [f"data.num_episodes={NUM}", f"training.max_steps={STEPS + 10}", "training.warmup_ratio=0.1"]
-    run(home, "bash", "train.sh", *arguments, *overrides)
+    run(home, "bash", "train.sh", *arguments, "--round", "1", "--resume", *overrides)
     after = metrics(home, 0)
     assert after[: len(before)] == before, "what was measured stays"
-    assert after[-1]["step"] == STEPS + 10
+    assert after[-1]["step"] == 2 * STEPS + 10, "a round counts on from the one before"
     losses = [line["train_loss"] for line in after if "train_loss" in line]
     assert losses[-1] < losses[0], "it went on with the trained weights"
 

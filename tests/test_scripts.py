@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from robofactory.__main__ import STAGES
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["train.sh", "eval.sh", "test.sh", "runs/laptop.sh"]
 TOOLS = ["awk", "bash", "cat", "chmod", "dirname", "dpkg", "env", "flock", "grep", "head", "id", "mkdir", "mktemp"]
@@ -30,7 +32,7 @@ echo "venv $*" >>"$LOG"
 case "$*" in
 *"sys.exit(sys.version_info"*) exit 1 ;;
 *stage.py*) exec "$MACHINE/real-python" "$@" ;;
-"- robot_openvla_tiny"*) echo "6 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
+"- robot_openvla_tiny"*) echo "6 2 40 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
 *robofactory.evaluation*)
     folder="$ROBOFACTORY_HOME/results/openvla/LiftBarrier-rf_6/epoch_8"
     mkdir -p "$folder" && touch "$folder/report.html"
@@ -423,17 +425,23 @@ def test_the_laptop_run_is_the_pipeline_in_order(ready):
     assert done.returncode == 0, done.stderr
     evaluate = "venv -m robofactory.evaluation.evaluate --policy openvla --task LiftBarrier-rf --data_num 6 "
     evaluate += "--checkpoint latest --episodes 2"
+    relabel = "venv -m robofactory.demos.record --task LiftBarrier-rf --round {} --data_num 6 --num 40"
+    train = "venv -m robofactory.training.train --policy openvla --task LiftBarrier-rf --all_agents "
+    train += "--recipe robot_openvla_tiny --resume {}data.num_episodes=6 training.num_epochs=1"
     assert ready.calls("venv -m") == [
         "venv -m robofactory.demos.record --task LiftBarrier-rf --num 6 "
         "--noise 0.5 --visual_detail low --width 128 --height 96",
-        "venv -m robofactory.training.train --policy openvla --task LiftBarrier-rf --all_agents "
-        "--recipe robot_openvla_tiny --resume data.num_episodes=6 training.num_epochs=1",
+        train.format(""),
+        relabel.format(1),
+        train.format("--round 1 "),
+        relabel.format(2),
+        train.format("--round 2 "),
         evaluate,
         f"{evaluate} --partner expert --agent_id 0",
         f"{evaluate} --partner expert --agent_id 1",
     ]
     table = done.stdout.partition("== all stages")[2]
-    assert table.count("GB of memory") == 5
+    assert table.count("GB of memory") == 9
     report = ready.home / "robofactory/results/openvla/LiftBarrier-rf_6/epoch_8/report.html"
     assert done.stdout.endswith(f"curves and videos: {report}\n")
 
@@ -459,11 +467,11 @@ def robofactory(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_names_its_stages(arguments):
     done = robofactory(*arguments)
     assert done.returncode == 0
-    for stage in ("record", "train", "evaluate", "preview"):
-        assert stage in done.stdout
+    for stage in STAGES:
+        assert f"\n  {stage} " in done.stdout
 
 
-@pytest.mark.parametrize("stage", ["record", "train", "evaluate", "preview"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_has_its_own_help(stage):
     done = robofactory(stage, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -474,7 +482,7 @@ def test_an_unknown_stage_names_the_one_that_was_meant():
     done = robofactory("evalute")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: unknown stage 'evalute' (did you mean 'evaluate'?); there are record, train, evaluate, preview\n"
+        f"error: unknown stage 'evalute' (did you mean 'evaluate'?); there are {', '.join(STAGES)}\n"
     )
 
 
