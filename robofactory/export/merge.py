@@ -94,7 +94,7 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
         "action": codec.action_statistics.official(),
         "proprio": codec.proprio_statistics.official(),
         "num_transitions": codec.action_statistics.count,
-        "num_trajectories": len(splits.train_episodes),
+        "num_trajectories": sum(len(part.episodes) for part in splits.train),
     }
     published = read_config(base)
     norm_stats = published.get("norm_stats", {}) | {name: statistics}
