@@ -13,7 +13,7 @@ import pytest
 from robofactory.__main__ import STAGES
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ["train.sh", "eval.sh", "test.sh", "runs/laptop.sh"]
+SCRIPTS = ["train.sh", "eval.sh", "test.sh", "runs/laptop.sh", "runs/openvla_7b.sh"]
 TOOLS = ["awk", "bash", "cat", "chmod", "dirname", "dpkg", "env", "flock", "grep", "head", "id", "mkdir", "mktemp"]
 TOOLS += ["rm", "sed", "sha256sum", "sleep", "sort", "tail", "tee", "touch", "find"]
 
@@ -33,6 +33,7 @@ case "$*" in
 *"sys.exit(sys.version_info"*) exit 1 ;;
 *stage.py*) exec "$MACHINE/real-python" "$@" ;;
 "- robot_openvla_tiny"*) echo "6 2 40 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
+"- robot_openvla"*) echo "6 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
 *robofactory.evaluation*)
     folder="$ROBOFACTORY_HOME/results/openvla/LiftBarrier-rf_6/epoch_8"
     mkdir -p "$folder" && touch "$folder/report.html"
@@ -452,6 +453,28 @@ def test_the_laptop_run_stops_at_the_stage_that_failed(ready):
     assert done.returncode == 7
     assert "exit code 7" in done.stdout
     assert not ready.calls("robofactory.evaluation")
+
+
+def test_the_7b_run_is_the_same_pipeline_on_gpus(ready):
+    done = ready.run("runs/openvla_7b.sh", "--gpus", "8", "--episodes", "2", "model.lora_rank=16")
+    assert done.returncode == 0, done.stderr
+    assert "venv - robot_openvla model.lora_rank=16" in ready.calls("venv - ")
+    run = "venv -m torch.distributed.run --standalone --nproc-per-node 8 -m robofactory.training.train"
+    train = [f"{run} --policy openvla --task LiftBarrier-rf --agent_id {agent} --gpus 8 --resume model.lora_rank=16" for agent in (0, 1)]  # fmt: skip
+    assert ready.calls("venv -m") == [
+        "venv -m robofactory.demos.record --task LiftBarrier-rf --num 6 "
+        "--noise 0.5 --visual_detail low --width 128 --height 96",
+        *train,
+        "venv -m robofactory.evaluation.evaluate --policy openvla --task LiftBarrier-rf --data_num 6 "
+        "--checkpoint latest --episodes 2",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--gpu", "3"], ["--gpus"], ["--gpus", "none"]])
+def test_the_7b_run_refuses_what_it_does_not_know(ready, arguments):
+    done = ready.run("runs/openvla_7b.sh", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert not ready.log.exists()
 
 
 # ------------------------------------------------------------------------------------------------------- one command
