@@ -100,6 +100,8 @@ class TrainingConfig:
     warmup_ratio: float = 0.03  # of all optimizer steps
     max_grad_norm: float = 1.0
     soft_target_sigma_bins: float = 0.0  # > 0: cross-entropy against a Gaussian over neighbouring bins
+    num_recomputed_layers: int | None = None  # first language layers that keep their input alone and compute their
+    # activations again in the backward pass: half again the work, a fraction of the memory. None: all of them
     max_steps: int | None = None  # stop after this many optimizer steps; the schedule is stretched over them
     seed: int = 0
 
@@ -373,6 +375,12 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         path,
         "training.augment_crop_ratio",
         f"must be in (0, 1], got {t.augment_crop_ratio}",
+    )
+    _require(
+        t.num_recomputed_layers is None or t.num_recomputed_layers >= 0,
+        path,
+        "training.num_recomputed_layers",
+        f"must not be negative, got {t.num_recomputed_layers}",
     )
     _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import Tensor
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
@@ -16,18 +17,33 @@ from robofactory.shapes import Observation
 
 
 class Policy:
-    """Observations in, actions out. One policy controls one agent; several observations make one batch."""
+    """Observations in, actions out. One policy controls one agent; several observations make one batch.
+
+    The last action of a batch is where the search for its next one begins. It makes the answer faster and never another
+    one, so it does not matter when the observations of a call do not continue those of the call before.
+    """
 
     def __init__(self, model: OpenVLA, codec: Codec, temperature: float = 0.0, seed: int = 0):
         self.model, self.codec, self.temperature = model, codec, temperature
         self.device = next(model.parameters()).device
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device)
+        self.start_episode(seed)
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu", temperature: float = 0.0, seed: int = 0) -> "Policy":
         """Raises UserError when the directory is no checkpoint; the line names the file that is missing or wrong."""
         model, codec, _ = checkpoint.load_model(Path(directory), device)
         return cls(model, codec, temperature, seed)
+
+    def start_episode(self, seed: int) -> None:
+        """Make what follows depend on the seed and the observations alone: sampled actions, and the count of passes."""
+        self.generator.manual_seed(seed)
+        self.last_tokens: Tensor | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """Through the language layers so far. An action takes the prompt's, and 1 to 8 short ones for its 8 tokens."""
+        return self.model.num_passes
 
     @property
     def fingerprint(self) -> str:
@@ -42,8 +58,12 @@ class Policy:
         (a missing view, a wrong dtype, a NaN).
         """
         batch = self.codec.encode_observations(observations).to(self.device)
+        draft = self.last_tokens
+        if draft is not None and len(draft) != len(observations):
+            draft = None
         with autocast(self.model):
-            tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator)
+            tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator, draft)
+        self.last_tokens = tokens
         return self.codec.decode_actions(tokens.cpu().numpy())
 
 

@@ -50,6 +50,21 @@ def test_a_policy_answers_each_observation_of_a_batch_as_if_alone(parts):
     assert (bins_off == 0).mean() > 0.9, "bf16 rounding may turn a near tie, no more"
 
 
+def test_the_last_action_makes_the_next_one_faster_and_never_another(parts):
+    """A policy remembers it as a draft; what it remembers may be of another episode, or of another robot."""
+    model, codec, _ = parts
+    observations = [observation(seed) for seed in (0, 0, 1, 1)]
+    policy, fresh, passes = Policy(model, codec), Policy(model, codec), []
+    for each in observations:
+        fresh.start_episode(seed=0)
+        expected = fresh.act([each])
+        before = policy.num_passes
+        np.testing.assert_array_equal(policy.act([each]), expected)
+        passes.append(policy.num_passes - before)
+    assert passes[1] <= passes[0] and passes[3] <= passes[2], "the same observation again: its draft is right"
+    assert policy.act(observations).shape == (4, 8), "a batch of another size starts without a draft"
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(parts, tmp_path, monkeypatch):
     model, codec, recipe = parts
     checkpoint.save(tmp_path, "epoch_1", model, codec, recipe, STATE)

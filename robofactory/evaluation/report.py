@@ -32,7 +32,10 @@ def as_text(evaluation: Evaluation) -> str:
         f"  seconds per episode  {_number(summary['mean_seconds'], 1)}",
     ]
     if summary["mean_policy_ms"] is not None:
-        lines.append(f"  policy call          {summary['mean_policy_ms']:.0f} ms")
+        passes = _number(summary["mean_passes_per_action"], 2)
+        lines.append(
+            f"  policy call          {summary['mean_policy_ms']:.0f} ms, {passes} passes through the language layers"
+        )
     for title, key in {"failed because": "failed_because", "last phases": "failed_in_phases"}.items():
         lines += [f"  {title:<19}  {count} x {reason}" for reason, count in summary[key].items()]
     if summary["crashes"]:
@@ -91,6 +94,7 @@ def _card(index: int, evaluation: Evaluation) -> str:
         "steps in a success": _number(summary["mean_steps_of_successes"], 0),
         "seconds per episode": _number(summary["mean_seconds"], 1),
         "ms per policy call": _number(summary["mean_policy_ms"], 0),
+        "passes per action": _number(summary["mean_passes_per_action"], 2),
         "crashes": str(summary["crashes"]),
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())

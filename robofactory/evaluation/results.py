@@ -34,7 +34,8 @@ class EpisodeResult:
     phases: what the expert would do next, one per agent, at the last step.
     reason: why it was no success, in words; for a crash the exception.
     measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
-    policy_ms: mean over the policy calls; None when the expert drove every agent.
+    policy_ms, passes_per_action: means over the policy calls, of wall time and of passes through the language layers;
+        None when the expert drove every agent.
     video: path below the evaluation's directory.
     """
 
@@ -47,6 +48,7 @@ class EpisodeResult:
     reason: str | None
     measures: dict[str, float]
     policy_ms: float | None
+    passes_per_action: float | None
     video: str | None
 
 
@@ -106,6 +108,7 @@ class Evaluation:
         judged = self.judged
         robofactory = sum(episode.success_robofactory for episode in judged)
         policy_ms = [episode.policy_ms for episode in judged if episode.policy_ms is not None]
+        passes = [episode.passes_per_action for episode in judged if episode.passes_per_action is not None]
         return {
             "episodes": len(self.episodes),
             "successes": self.count(SUCCESS),
@@ -117,6 +120,7 @@ class Evaluation:
             "mean_steps_of_successes": _mean([e.steps for e in judged if e.outcome == SUCCESS]),
             "mean_seconds": _mean([episode.seconds for episode in judged]),
             "mean_policy_ms": _mean(policy_ms),
+            "mean_passes_per_action": _mean(passes),
             "failed_because": dict(Counter(e.reason for e in judged if e.outcome == FAILURE).most_common()),
             "failed_in_phases": dict(
                 Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE).most_common()

@@ -59,7 +59,8 @@ class Rollout:
 
         started, policy_seconds, policy_calls = time.perf_counter(), 0.0, 0
         for policy in self.policies.values():
-            policy.generator.manual_seed(seed)  # sampled actions depend on the seed, not on which worker plays it
+            policy.start_episode(seed)  # nothing depends on which worker plays it
+        passes_before = sum(policy.num_passes for policy in self.policies.values())
         video = None if self.plan.directory is None else self.plan.directory / video_name(seed)
         names = [f"agent {k} ({'policy' if k in self.policies else EXPERT})" for k in range(self.plan.scene.num_agents)]
         info: dict[str, Any] = {}
@@ -85,6 +86,7 @@ class Rollout:
                 has_succeeded = bool(_number(info["success"]))
                 has_succeeded_robofactory |= bool(_number(info["success_robofactory"]))
                 has_held |= _per_agent(info["held"])
+        num_passes = sum(policy.num_passes for policy in self.policies.values()) - passes_before
         return EpisodeResult(
             seed=seed,
             outcome=SUCCESS if has_succeeded else FAILURE,
@@ -95,6 +97,7 @@ class Rollout:
             reason=None if has_succeeded else why_failed(has_held, _per_agent(info["held"])),
             measures=_measures(info),
             policy_ms=round(1000 * policy_seconds / policy_calls, 2) if policy_calls else None,
+            passes_per_action=round(num_passes / policy_calls, 3) if policy_calls else None,
             video=None if video is None else video_name(seed),
         )
 

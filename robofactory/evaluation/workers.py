@@ -58,7 +58,7 @@ def play_episodes(
 
 def crash(seed: int, seconds: float, message: str) -> EpisodeResult:
     """The record of an episode that an exception ended."""
-    return EpisodeResult(seed, CRASH, 0, round(seconds, 3), False, [], message, {}, None, None)
+    return EpisodeResult(seed, CRASH, 0, round(seconds, 3), False, [], message, {}, None, None, None)
 
 
 class _Worker:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
@@ -61,7 +62,7 @@ class ProprioProjector(nn.Module):
 
 
 class LayerCache:
-    """Keys and values of one layer, allocated once for the whole sequence."""
+    """Keys and values of one layer, allocated once for the whole sequence; setting `length` back forgets the end."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -182,6 +183,8 @@ class OpenVLA(nn.Module):
         self.first_action_id = first_action_id
         self.base_fingerprint: str | None = None  # of the published weights it is made of, if any
         self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
+        self.num_recomputed_layers: int | None = 0  # see TrainingConfig
+        self.num_passes = 0  # through the language layers for generation, since this object exists
 
     # ----- sequence
 
@@ -232,16 +235,16 @@ class OpenVLA(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rotary = cos.to(dtype), sin.to(dtype)
         fused = hidden.is_cuda if self.fused_attention is None else self.fused_attention
+        num_recomputed = len(model.layers) if self.num_recomputed_layers is None else self.num_recomputed_layers
         for index, layer in enumerate(model.layers):
             is_last = index == len(model.layers) - 1
-            hidden = layer(
-                hidden,
-                rotary,
-                visible,
-                fused,
-                num_kept=num_kept if is_last else length,
-                cache=caches[index] if caches else None,
-            )
+            kept = num_kept if is_last else length
+            if caches:
+                hidden = layer(hidden, rotary, visible, fused, kept, caches[index])
+            elif index < num_recomputed and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, rotary, visible, fused, kept, use_reentrant=False)  # type: ignore
+            else:
+                hidden = layer(hidden, rotary, visible, fused, kept)
         return model.norm(hidden)
 
     # ----- training
@@ -269,28 +272,53 @@ class OpenVLA(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: Batch, num_tokens: int, temperature: float = 0.0, generator: torch.Generator | None = None
+        self,
+        batch: Batch,
+        num_tokens: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        draft: Int64[Tensor, "b _n"] | None = None,
     ) -> Int64[Tensor, "b _n"]:
-        """Action tokens one after the other; only the 256 action ids can come out.
+        """Action tokens, each the likeliest after those before it; only the 256 action ids can come out.
+
+        A draft, the better the nearer it is to the answer, saves passes and never changes a token. Every pass reads a
+        whole guess and answers, at each position, with the token that follows what the guess has before it. Where the
+        guess agrees with the answer from its start on, the answer is final, one token more each time at least; beyond,
+        it is the next guess (Jacobi decoding, Song et al. 2021; Santilli et al. 2023). The first guess is the draft,
+        which rides along with the prompt. What it is answered there is a guess too, not final: a matmul of 800 rows
+        rounds differently from one of 8. All final tokens come from passes of the same shape, in which a token has the
+        same row whatever the guess was: the same arithmetic bit for bit, in any precision.
 
         Args:
             temperature: 0 takes the likeliest token; above 0, draws from softmax(logits / temperature).
+            draft: action tokens to begin with, e.g. those of the previous time step.
         """
-        hidden, visible = self.embed_inputs(batch)
-        caches = [LayerCache(hidden.shape[1] + num_tokens) for _ in self.language_model.model.layers]
+        model = self.language_model.model
+        prompt, visible = self.embed_inputs(batch)
+        if visible is not None:
+            visible = torch.cat([visible, visible.new_ones(len(visible), num_tokens - 1)], dim=1)
+        num_given = prompt.shape[1] - 1  # the last prompt token answers with the first action token
+        caches = [LayerCache(num_given + num_tokens) for _ in model.layers]
         action_rows = self.language_model.lm_head.weight[self.first_action_id : self.first_action_id + NUM_BINS]
-        tokens = []
+        noise = torch.zeros(len(prompt), num_tokens, NUM_BINS, device=prompt.device)
+        if temperature > 0.0:  # the largest of logits + Gumbel noise is a draw from their softmax
+            noise.exponential_(generator=generator).log_().mul_(-temperature)
+
+        def answer(hidden: Tensor) -> Int64[Tensor, "b _n"]:
+            self.num_passes += 1
+            logits = F.linear(self.run_layers(hidden, visible, num_tokens, caches), action_rows).float()
+            return self.first_action_id + (logits + noise).argmax(dim=-1)
+
+        guess = prompt.new_full(noise.shape[:2], self.first_action_id, dtype=torch.int64) if draft is None else draft
+        guess = answer(torch.cat([prompt, model.embed_tokens(guess[:, :-1])], dim=1))
         for _ in range(num_tokens):
-            logits = F.linear(self.run_layers(hidden, visible, 1, caches)[:, 0], action_rows).float()  # [b, 256]
-            if temperature > 0.0:
-                bins = torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
-            else:
-                bins = logits.argmax(dim=-1, keepdim=True)
-            tokens.append(bins + self.first_action_id)  # [b, 1]
-            hidden = self.language_model.model.embed_tokens(tokens[-1])
-            if visible is not None:
-                visible = torch.cat([visible, torch.ones_like(bins, dtype=torch.bool)], dim=1)
-        return torch.cat(tokens, dim=1)
+            for cache in caches:
+                cache.length = num_given
+            tokens = answer(torch.cat([prompt[:, -1:], model.embed_tokens(guess[:, :-1])], dim=1))
+            if tokens[:, :-1].equal(guess[:, :-1]):
+                break
+            guess = tokens
+        return tokens
 
 
 def action_loss(

@@ -163,7 +163,7 @@ def train(
     from robofactory.data.dataset import load_splits
     from robofactory.model.lora import parameter_table
     from robofactory.model.precision import autocast
-    from robofactory.training import distributed, optim
+    from robofactory.training import distributed, footprint, optim
     from robofactory.training.log import Log
     from robofactory.training.metrics import mean, score, validate
     from robofactory.training.preflight import preflight
@@ -198,7 +198,8 @@ def train(
 
     # ---- model, proven to be connected before anything is spent
     model = checkpoint.build_model(recipe, codec, device)
-    preflight(model, codec, *data.examples(8, device))
+    model.num_recomputed_layers = t.num_recomputed_layers
+    preflight(model, codec, *data.examples(min(8, recipe.dataloader.batch_size), device))
     optimizer = optim.make_optimizer(model, t.learning_rate, t.weight_decay)
     schedule = optim.make_schedule(optimizer, num_updates, t.warmup_ratio)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -207,6 +208,10 @@ def train(
     wrapped = distributed.wrap(model, topology)
     log = Log(run, dataclasses.asdict(recipe), topology, last_update, update, bar_position)
     log.message(parameter_table(model))
+    predicted = ""
+    if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
+        predicted = f"peak memory: {footprint.predict(recipe).peak_gb:.1f} GB predicted"
+        log.message(predicted)
     log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
     stop = StopSignal()
@@ -254,6 +259,8 @@ def train(
             save(f"epoch_{epoch + 1}", epoch + 1, 0)
 
     log.close()
+    if predicted:
+        log.message(f"{predicted}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
     log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}")
     distributed.stop()
 

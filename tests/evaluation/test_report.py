@@ -115,7 +115,7 @@ def test_the_terminal_gets_both_tests_the_interval_and_the_crashes():
     assert "success_robofactory  3/3 = 100 %" in text
     assert "1 x agent 0 never held it" in text
     assert "CRASHED              1 episodes, counted in no rate" in text
-    assert "31 ms" in text
+    assert "31 ms, 2.75 passes" in text
 
 
 @pytest.mark.parametrize(

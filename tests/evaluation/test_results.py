@@ -48,7 +48,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 def test_the_files_hold_what_the_readme_promises(tmp_path):
     results.save(sample_evaluation([SUCCESS, CRASH]), tmp_path)
     episode, crash = json.loads((tmp_path / "episodes.json").read_text())
-    names = "seed outcome steps seconds success_robofactory phases reason measures policy_ms video"
+    names = "seed outcome steps seconds success_robofactory phases reason measures policy_ms passes_per_action video"
     assert set(episode) == set(names.split())
     assert (episode["seed"], episode["outcome"], crash["outcome"]) == (10_000, "success", "crash")
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -13,7 +13,7 @@ def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) 
         return crash(seed, 1.0, "RuntimeError: <the simulator> & its driver")
     reason = None if outcome == SUCCESS else "agent 0 never held it"
     measures = {"end_height_m_0": 0.21, "end_height_m_1": 0.2, "tilt_deg": 1.5}
-    return EpisodeResult(seed, outcome, 70, 2.5, True, ["hold", "hold"], reason, measures, 31.0, video)
+    return EpisodeResult(seed, outcome, 70, 2.5, True, ["hold", "hold"], reason, measures, 31.0, 2.75, video)
 
 
 def play_all_well():
