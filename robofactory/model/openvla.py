@@ -310,14 +310,14 @@ class OpenVLA(nn.Module):
             return self.first_action_id + (logits + noise).argmax(dim=-1)
 
         guess = prompt.new_full(noise.shape[:2], self.first_action_id, dtype=torch.int64) if draft is None else draft
-        guess = answer(torch.cat([prompt, model.embed_tokens(guess[:, :-1])], dim=1))
+        tokens = answer(torch.cat([prompt, model.embed_tokens(guess[:, :-1])], dim=1))
         for _ in range(num_tokens):
+            guess = tokens
             for cache in caches:
                 cache.length = num_given
             tokens = answer(torch.cat([prompt[:, -1:], model.embed_tokens(guess[:, :-1])], dim=1))
             if tokens[:, :-1].equal(guess[:, :-1]):
                 break
-            guess = tokens
         return tokens
 
 

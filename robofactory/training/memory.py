@@ -103,13 +103,13 @@ def propose(recipe: RecipeConfig, footprint: "Footprint", gpu_gb: float) -> "tup
 
     samples = recipe.dataloader.batch_size * recipe.training.gradient_accumulate_every
     num_layers = footprint.num_layers
-    ends = [
+    whole, none = (
         footprint if footprint.num_recomputed == n else predict(with_settings(recipe, samples, footprint.batch_size, n))
         for n in (num_layers, 0)
-    ]
+    )
     batch_sizes = [n for n in range(samples, 0, -1) if samples % n == 0 and n >= min(SMALLEST_BATCH, samples)]
     for num_recomputed, batch_size in itertools.product(range(num_layers + 1), batch_sizes):
-        if needed_gb(estimate_gb(*ends, batch_size, num_recomputed)) <= gpu_gb:
+        if needed_gb(estimate_gb(whole, none, batch_size, num_recomputed)) <= gpu_gb:
             chosen = with_settings(recipe, samples, batch_size, num_recomputed)
             predicted = predict(chosen)
             if needed_gb(predicted.peak_gb) <= gpu_gb:
