@@ -3,7 +3,8 @@
 A fake tensor has a shape, a dtype and a storage of some size, but no data. The step is the trainer's: the same model,
 adapters, loss, gradients, clipping and optimizer. It runs as on a CPU, where PyTorch's fused attention keeps the same
 tensors for the backward pass as on a GPU. What is counted are the bytes asked for, as torch.cuda.max_memory_allocated
-counts them. The CUDA context, cuBLAS's workspace and what the allocator cannot reuse come on top. No figure has met a
+counts them. The CUDA context, cuBLAS's workspace and what the allocator cannot reuse come on top; so does a copy in
+float32 that a GPU's autocast makes in the layer norms of vision towers, where these are trained. No figure has met a
 GPU yet.
 """
 
@@ -199,7 +200,7 @@ def empty_batch(model: OpenVLA, recipe: RecipeConfig, text_tokens: int) -> Batch
 
 
 def take_step(model: OpenVLA, batch: Batch, recipe: RecipeConfig, allocations: Allocations) -> None:
-    """An optimizer step as training.train does it, after an empty one that gives the optimizer its state."""
+    """The last micro-batch of a step, as training.train does it, after an empty step that gives the optimizer its state."""
     t, trained = recipe.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
     with allocations.labelled("optimizer"):
         optimizer = make_optimizer(model, t.learning_rate, t.weight_decay)
@@ -209,6 +210,9 @@ def take_step(model: OpenVLA, batch: Batch, recipe: RecipeConfig, allocations: A
         optimizer.zero_grad(set_to_none=True)
     allocations.peak, allocations.most = 0, allocations.total.copy()  # without the empty step's gradients
     for parameter in trained:
+        if t.gradient_accumulate_every > 1:  # those of the micro-batches before
+            with allocations.labelled("gradients"):
+                parameter.grad = torch.zeros_like(parameter)
         parameter.register_post_accumulate_grad_hook(lambda p: allocations.relabel(p.grad, "gradients"))
     with torch.autocast("cpu", torch.bfloat16):  # as on a GPU, whatever this CPU is fast in
         loss, _ = model(batch, t.soft_target_sigma_bins)

@@ -208,10 +208,10 @@ def train(
     wrapped = distributed.wrap(model, topology)
     log = Log(run, dataclasses.asdict(recipe), topology, last_update, update, bar_position)
     log.message(parameter_table(model))
-    predicted = ""
+    memory = ""
     if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
-        predicted = f"peak memory: {footprint.predict(recipe).peak_gb:.1f} GB predicted"
-        log.message(predicted)
+        memory = f"peak memory: {footprint.predict(recipe).peak_gb:.1f} GB predicted"
+        log.message(memory)
     log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
     stop = StopSignal()
@@ -259,8 +259,8 @@ def train(
             save(f"epoch_{epoch + 1}", epoch + 1, 0)
 
     log.close()
-    if predicted:
-        log.message(f"{predicted}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
+    if memory:
+        log.message(f"{memory}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
     log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}")
     distributed.stop()
 

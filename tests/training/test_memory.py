@@ -72,6 +72,11 @@ def test_memory_grows_with_the_batch_and_falls_with_recomputation(published):
     assert peak(whole, "model.lora_vision=true") > peak(whole), "adapters keep the towers' activations"
 
 
+def test_gradients_of_earlier_micro_batches_are_there_all_the_time(published):
+    one, two = (predict(fine_tuned(published, f"training.gradient_accumulate_every={n}"), TEXT_TOKENS) for n in (1, 2))
+    assert two.at_peak["gradients"] == two.most["gradients"] == one.most["gradients"] > one.at_peak["gradients"]
+
+
 def test_the_7b_at_batch_16_with_three_views_takes_at_most_24_gb():
     """The specification says about 26 GB, a tracker of another make 20.32 GiB with adapters in bf16 (for those in fp32,
     as ours are, weights, gradients and Adam's state add 0.64 GB).
