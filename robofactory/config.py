@@ -21,6 +21,9 @@ CONFIGS = PACKAGE / "configs"
 FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
 
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
+
+
 class UserError(ValueError):
     """Something the user can fix. The message is one line that says what is wrong and what to do."""
 
@@ -100,6 +103,10 @@ class TrainingConfig:
     warmup_ratio: float = 0.03  # of all optimizer steps
     max_grad_norm: float = 1.0
     soft_target_sigma_bins: float = 0.0  # > 0: cross-entropy against a Gaussian over neighbouring bins
+    parallel: str = "ddp"  # ddp | fsdp: what several processes do with the weights, each all of them or a part
+    auto_batch: bool = False  # out of memory: halve dataloader.batch_size, double gradient_accumulate_every
+    max_nonfinite_steps: int = 5  # in a row: their updates are skipped; after the last one training stops
+    rollback_on_spike: bool = False  # when the loss stays up: back to the last checkpoint, at half the learning rate
     max_steps: int | None = None  # stop after this many optimizer steps; the schedule is stretched over them
     seed: int = 0
 
@@ -348,6 +355,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     m, t, d = recipe.model, recipe.training, recipe.data
     one_of = {
         "model.torch_dtype": (m.torch_dtype, ("bfloat16", "float32")),
+        "training.parallel": (t.parallel, ("ddp", "fsdp")),
         "data.normalization": (d.normalization, ("mean_std", "q01_q99", "min_max")),
         "data.visual_detail": (d.visual_detail, ("full", "low")),
     }
@@ -362,6 +370,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.checkpoint_every": t.checkpoint_every,
         "training.gradient_accumulate_every": t.gradient_accumulate_every,
         "training.max_grad_norm": t.max_grad_norm,
+        "training.max_nonfinite_steps": t.max_nonfinite_steps,
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
         **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
@@ -374,6 +383,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.augment_crop_ratio",
         f"must be in (0, 1], got {t.augment_crop_ratio}",
     )
+    _require(not (t.auto_batch and t.parallel == "fsdp"), path, "training.auto_batch", "needs training.parallel=ddp: a part of a model cannot be tried alone")  # fmt: skip
     _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")
     _require(len(d.views) > 0, path, "data.views", "must name at least one view")
