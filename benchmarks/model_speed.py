@@ -96,7 +96,7 @@ def training_step(model: "OpenVLA", batch: "Batch", dtype: str) -> Callable[[], 
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss, _ = model(batch, soft_target_sigma_bins=2.0)
+            loss, *_ = model(batch, soft_target_sigma_bins=2.0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()

@@ -119,7 +119,7 @@ def training_step(
 
     from robofactory.training.optim import make_optimizer
 
-    optimizer = make_optimizer(model, 1e-4, 0.01)
+    optimizer = make_optimizer(model, 0.01)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step() -> None:

@@ -4,20 +4,29 @@
                  modules.safetensors    what else is trained (the whole model when trained from scratch)
                  codec.json             preprocessing and statistics, see robofactory.codec
                  config.yaml            the resolved recipe
-                 training_state.pt      optimizer, schedule, position; loads with weights_only=True
+                 training_state.pt      optimizer, position, what the log and the guard remember; loads with weights_only
+                 manifest.json          size and SHA-256 of every file; written last
 {run}/latest     a relative link to the newest complete one, switched atomically
+{run}/best       the same, to the one with the lowest validation loss
 
 Published weights are not stored: config.yaml says which they were, the safetensors files hold a fingerprint of them.
+
+Written as `.epoch_50.tmp`, flushed to the disk, renamed, then linked. `settle` finishes or undoes what was cut off.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from robofactory.codec.codec import Codec
 from robofactory.config import RecipeConfig, UserError, find_weights, from_yaml, to_yaml
@@ -25,6 +34,7 @@ from robofactory.model.lora import adapter_name, load_untrained, save_adapter_co
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 
 ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
+MANIFEST = "manifest.json"
 
 
 def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str = "cpu") -> OpenVLA:
@@ -49,49 +59,194 @@ def saved_tensors(model: OpenVLA) -> dict[str, dict[str, torch.Tensor]]:
     return files
 
 
-def save(run: Path, name: str, model: OpenVLA, codec: Codec, recipe: RecipeConfig, state: dict[str, Any]) -> Path:
+# ----------------------------------------------------------------------------------------------------------- saving
+
+
+def save(
+    run: Path,
+    name: str,
+    model: OpenVLA,
+    codec: Codec,
+    recipe: RecipeConfig,
+    state: dict[str, Any],
+    *,
+    keep: bool = True,
+    best: bool = False,
+) -> Path:
     """Write `{run}/{name}` under a temporary name, rename it into place, then point `latest` at it.
 
+    All processes call it together, the main one writes. Checkpoints that were saved with `keep=False` and are neither
+    the latest nor the best any more are deleted afterwards.
+
+    Args:
+        best: point `best` at it too.
     Raises:
-        UserError: the disk is full or not writable; the previous checkpoint and `latest` are untouched.
+        UserError: the disk is full or not writable; the previous checkpoint and `latest` are untouched. The other
+            processes end with the same exit code.
     """
-    try:
-        return _save(run, name, model, codec, recipe, state)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(run / f".{name}.tmp", ignore_errors=True)
-        raise UserError(f"cannot save {run / name} ({error}); earlier checkpoints are untouched, make room and continue with --resume") from None  # fmt: skip
+    files = {file: {key: whole(t) for key, t in tensors.items()} for file, tensors in saved_tensors(model).items()}
+    error = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            _save(run, name, files, model, codec, recipe, state, keep, best)
+        except (OSError, SafetensorError) as problem:
+            with contextlib.suppress(OSError):
+                settle(run)
+            error = f"cannot save {run / name} ({problem}); earlier checkpoints are untouched, make room and continue with --resume"  # fmt: skip
+    failed = error is not None
+    if dist.is_initialized():  # nobody goes on, or ends, before the main process has saved
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        verdict = torch.tensor([float(failed)], device=device)
+        dist.broadcast(verdict, src=0)
+        failed = bool(verdict.item())
+    if error is not None:
+        raise UserError(error)
+    if failed:
+        raise SystemExit(2)
+    return run / name
 
 
-def _save(run: Path, name: str, model: OpenVLA, codec: Codec, recipe: RecipeConfig, state: dict[str, Any]) -> Path:
+def _save(
+    run: Path,
+    name: str,
+    files: dict[str, dict[str, torch.Tensor]],
+    model: OpenVLA,
+    codec: Codec,
+    recipe: RecipeConfig,
+    state: dict[str, Any],
+    keep: bool,
+    best: bool,
+) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    final, temporary = run / name, run / f".{name}.tmp"
+    final, temporary, old = run / name, run / f".{name}.tmp", run / f".{name}.old"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     base = {} if model.base_fingerprint is None else {"base_fingerprint": model.base_fingerprint}
-    for file, tensors in saved_tensors(model).items():
-        tensors = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
+    for file, tensors in files.items():
         save_file(tensors, temporary / file, {"format": "pt"} | base)
     if recipe.model.use_lora:
         save_adapter_config(model, recipe.model.model_name, temporary)
     codec.save(temporary)
     (temporary / CONFIG).write_text(to_yaml(recipe))
     torch.save(state, temporary / STATE)
-    for path in [*temporary.iterdir(), temporary]:
-        _flush_to_disk(path)
-    if final.exists():  # the same epoch again, after a resume from an earlier one
-        old = run / f".{name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        temporary.rename(final)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(final)
-    link = run / ".latest.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(name)
-    os.replace(link, run / "latest")
+    write_manifest(temporary, update=state["update"], keep=keep)
+    if final.exists():  # the same epoch again, when a run goes on that had ended in the middle of it
+        os.rename(final, old)
+    os.rename(temporary, final)
     _flush_to_disk(run)
-    return final
+    _link(run, "latest", name)
+    if best:
+        _link(run, "best", name)
+    shutil.rmtree(old, ignore_errors=True)
+    _delete_superseded(run)
+
+
+def write_manifest(directory: Path, update: int, keep: bool) -> None:
+    """Flush a checkpoint's files to the disk, then say what they are: from here on it is complete."""
+    files = {}
+    for path in sorted(directory.iterdir()):
+        _flush_to_disk(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    content = {"format": 1, "update": update, "keep": keep, "files": files}
+    temporary = directory / f".{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    _flush_to_disk(temporary)
+    os.replace(temporary, directory / MANIFEST)
+    _flush_to_disk(directory)
+
+
+def _link(run: Path, link: str, name: str) -> None:
+    temporary = run / f".{link}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    os.replace(temporary, run / link)
+    _flush_to_disk(run)
+
+
+def _delete_superseded(run: Path) -> None:
+    linked = {os.readlink(run / link) for link in ("latest", "best") if (run / link).is_symlink()}
+    for directory in _complete(run):
+        if not _manifest(directory)["keep"] and directory.name not in linked:
+            old = run / f".{directory.name}.old"
+            os.rename(directory, old)  # gone at once, not file by file
+            shutil.rmtree(old)
+
+
+def _complete(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    directories = [path for path in run.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+    return sorted((d for d in directories if (d / MANIFEST).is_file()), key=lambda d: _manifest(d)["update"])
+
+
+def settle(run: Path) -> Path | None:
+    """Finish or undo what a kill cut off while a checkpoint was saved or deleted; the newest one, if there is any.
+
+    A checkpoint that was complete but not in its place yet gets there, half ones go, and `latest` and `best` point at
+    something that exists. Only the process that trains a run may do this.
+    """
+    if not run.is_dir():
+        return None
+    for path in run.glob(".*.tmp"):
+        final = run / path.name[1 : -len(".tmp")]
+        if path.is_symlink() or not (path / MANIFEST).is_file():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif final.exists():  # it was about to be replaced; the new one is made again
+            shutil.rmtree(path)
+        else:
+            os.rename(path, final)
+    for path in run.glob(".*.old"):
+        shutil.rmtree(path)
+    complete = _complete(run)
+    if not complete:
+        (run / "latest").unlink(missing_ok=True)
+        return None
+    if not (run / "latest").is_dir() or _manifest(run / "latest")["update"] < _manifest(complete[-1])["update"]:
+        _link(run, "latest", complete[-1].name)
+    if (run / "best").is_symlink() and not (run / "best").is_dir():
+        (run / "best").unlink()
+    return (run / "latest").resolve()
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def verify(directory: Path, *names: str) -> None:
+    """Compare files of a checkpoint with its manifest; when none is named, all that a policy needs.
+
+    Raises:
+        UserError: a file is missing, truncated or changed, or there is no manifest; the line names the file.
+    """
+    content = _manifest(directory)
+    for name in names or content["files"].keys() - {STATE}:
+        path, expected = directory / name, content["files"].get(name)
+        if expected is None or not path.is_file():
+            raise UserError(f"{path} is missing{_another(directory)}")
+        if (size := path.stat().st_size) != expected["bytes"]:
+            raise UserError(f"{path} has {size} bytes instead of {expected['bytes']}: it is truncated or was replaced{_another(directory)}")  # fmt: skip
+        if _sha256(path) != expected["sha256"]:
+            raise UserError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}{_another(directory)}")
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{directory} is no complete checkpoint: it has no {MANIFEST}{_another(directory)}")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged{_another(directory)}") from None
+    if not isinstance(content, dict) or content.keys() != {"format", "update", "keep", "files"}:
+        raise UserError(f"{path} is not one of ours, or of another version{_another(directory)}")
+    return content
+
+
+def _another(directory: Path) -> str:
+    """What to do instead: the complete checkpoints beside a broken one."""
+    directory = directory.resolve()
+    names = [path.parent.name for path in directory.parent.glob(f"[!.]*/{MANIFEST}") if path.parent.name not in (directory.name, "latest", "best")]  # fmt: skip
+    if not names:
+        return ""
+    return f"; use another checkpoint ({', '.join(sorted(names, key=lambda n: (len(n), n)))}), or delete this one to resume from the one before"  # fmt: skip
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[OpenVLA, Codec, RecipeConfig]:
@@ -101,6 +256,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Ope
         UserError: a file is missing, unreadable or of another model, or the published weights are not those that it was
             trained on; the line names the file.
     """
+    verify(directory)
     recipe = load_recipe_of(directory)
     codec = Codec.load(directory)
     model = build_model(recipe, codec, device)
@@ -109,7 +265,10 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Ope
 
 
 def load_trained(directory: Path, model: OpenVLA) -> None:
-    """Read what a checkpoint holds into a model that `build_model` made of its recipe. Raises as `load_model`."""
+    """Read what a checkpoint holds, once verified, into a model that `build_model` made of its recipe, maybe in parts.
+
+    Raises as `load_model`.
+    """
     for file, tensors in saved_tensors(model).items():
         path = directory / file
         try:
@@ -124,7 +283,7 @@ def load_trained(directory: Path, model: OpenVLA) -> None:
                 if wrong:
                     raise UserError(f"{path} does not fit {CONFIG} beside it: {', '.join(sorted(wrong)[:5])}")
                 for name, tensor in tensors.items():
-                    tensor.copy_(saved.get_tensor(name))
+                    tensor.copy_(placed_like(saved.get_tensor(name), tensor))
         except (FileNotFoundError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
@@ -142,7 +301,26 @@ def load_training_state(directory: Path) -> dict[str, Any]:
     path = directory / STATE
     if not path.is_file():
         raise UserError(f"no {STATE} in {directory}; it cannot be resumed, only evaluated")
+    verify(directory, STATE)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be in parts, as one, on the CPU. All processes have to ask for it together."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().contiguous().cpu()
+
+
+def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of `whole`: on the device of another tensor, in parts as that one is. Every process has it all."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -21,6 +21,9 @@ CONFIGS = PACKAGE / "configs"
 FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
 
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
+
+
 class UserError(ValueError):
     """Something the user can fix. The message is one line that says what is wrong and what to do."""
 
@@ -102,6 +105,10 @@ class TrainingConfig:
     soft_target_sigma_bins: float = 0.0  # > 0: cross-entropy against a Gaussian over neighbouring bins
     num_recomputed_layers: int | None = None  # first language layers that keep their input alone and compute their
     # activations again in the backward pass: half again the work, a fraction of the memory. None: all of them
+    parallel: str = "ddp"  # ddp | fsdp: what several processes do with the weights, each all of them or a part
+    auto_batch: bool = False  # out of memory: halve dataloader.batch_size, double gradient_accumulate_every
+    max_nonfinite_steps: int = 5  # in a row: their updates are skipped; after the last one training stops
+    rollback_on_spike: bool = False  # when the loss stays up: back to the last checkpoint, at half the learning rate
     max_steps: int | None = None  # stop after this many optimizer steps; the schedule is stretched over them
     seed: int = 0
 
@@ -350,6 +357,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     m, t, d = recipe.model, recipe.training, recipe.data
     one_of = {
         "model.torch_dtype": (m.torch_dtype, ("bfloat16", "float32")),
+        "training.parallel": (t.parallel, ("ddp", "fsdp")),
         "data.normalization": (d.normalization, ("mean_std", "q01_q99", "min_max")),
         "data.visual_detail": (d.visual_detail, ("full", "low")),
     }
@@ -364,6 +372,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.checkpoint_every": t.checkpoint_every,
         "training.gradient_accumulate_every": t.gradient_accumulate_every,
         "training.max_grad_norm": t.max_grad_norm,
+        "training.max_nonfinite_steps": t.max_nonfinite_steps,
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
         **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
@@ -382,6 +391,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.num_recomputed_layers",
         f"must not be negative, got {t.num_recomputed_layers}",
     )
+    _require(not (t.auto_batch and t.parallel == "fsdp"), path, "training.auto_batch", "needs training.parallel=ddp: a part of a model cannot be tried alone")  # fmt: skip
     _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")
     _require(len(d.views) > 0, path, "data.views", "must name at least one view")

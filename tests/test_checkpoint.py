@@ -1,5 +1,9 @@
 """A checkpoint appears whole or not at all, and a damaged one is refused by the name of its file."""
 
+import contextlib
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -100,8 +104,108 @@ def test_truncated_weights_are_refused(parts, tmp_path):
     checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
     path = tmp_path / "epoch_1" / "modules.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"modules\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"modules\.safetensors has \d+ bytes instead of \d+: it is truncated"):
         Policy.load(tmp_path / "epoch_1")
+
+
+@pytest.mark.parametrize("name", ["modules.safetensors", "codec.json", "config.yaml", "training_state.pt"])
+def test_one_flipped_bit_is_found_and_another_checkpoint_named(parts, tmp_path, name):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, f"epoch_{epoch}", *parts, STATE)
+    path = tmp_path / "epoch_2" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"epoch_2/{name} is damaged: .*another checkpoint \(epoch_1\), or delete"):
+        checkpoint.verify(tmp_path / "epoch_2", name)
+    load = checkpoint.load_training_state if name == "training_state.pt" else checkpoint.load_model
+    with pytest.raises(UserError, match=name):
+        load(tmp_path / "epoch_2")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 2}', "\0"])
+def test_a_foreign_manifest_is_refused(parts, tmp_path, content):
+    checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
+    (tmp_path / "epoch_1" / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is (damaged|not one of ours)"):
+        Policy.load(tmp_path / "epoch_1")
+
+
+def test_a_directory_without_a_manifest_is_no_checkpoint(parts, tmp_path):
+    checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
+    (tmp_path / "epoch_1" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        Policy.load(tmp_path / "epoch_1")
+
+
+def test_nothing_on_disk_is_a_pickle_that_runs_code(parts, tmp_path):
+    checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
+    for path in (tmp_path / "epoch_1").iterdir():
+        assert path.suffix in (".safetensors", ".json", ".yaml", ".pt"), path
+    torch.load(tmp_path / "epoch_1" / "training_state.pt", weights_only=True)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def kill_at(monkeypatch, nth):
+    """The process ends right before the n-th time that it touches the disk in a way that lasts; whether it did."""
+    count = [0]
+
+    def guarded(function):
+        def call(*given, **named):
+            count[0] += 1
+            if count[0] == nth:
+                raise Killed
+            return function(*given, **named)
+
+        return call
+
+    for place, name in [(os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree"), (checkpoint, "save_file")]:
+        monkeypatch.setattr(place, name, guarded(getattr(place, name)))
+    monkeypatch.setattr(torch, "save", guarded(torch.save))
+    return lambda: count[0] >= nth
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["new", "replaced"])
+def test_a_kill_between_any_two_steps_of_saving_leaves_a_whole_checkpoint(parts, tmp_path, monkeypatch, again):
+    """`replaced`: the name is there already, as when a run goes on that had ended within an epoch."""
+    for nth in range(1, 100):
+        run = tmp_path / str(nth)
+        checkpoint.save(run, "epoch_1", *parts, STATE | {"update": 1}, keep=False)
+        name = "epoch_1" if again else "epoch_2"
+        with monkeypatch.context() as during:
+            was_killed = kill_at(during, nth)
+            with contextlib.suppress(Killed):
+                checkpoint.save(run, name, *parts, STATE | {"update": 2})
+        newest = checkpoint.settle(run)
+        assert newest is not None and newest == (run / "latest").resolve(), nth
+        checkpoint.load_model(newest)
+        update = checkpoint.load_training_state(newest)["update"]
+        assert update in (1, 2), nth
+        assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [], nth
+        if not was_killed():
+            assert update == 2 and nth > 10, "it was tried at every one of them"
+            return
+    raise AssertionError("it never got to the end")
+
+
+def test_a_complete_checkpoint_that_was_not_linked_yet_is_the_newest(parts, tmp_path):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, f"epoch_{epoch}", *parts, STATE | {"update": epoch})
+    checkpoint._link(tmp_path, "latest", "epoch_1")
+    assert checkpoint.settle(tmp_path) == tmp_path / "epoch_2" == (tmp_path / "latest").resolve()
+
+
+def test_only_what_was_saved_to_go_is_deleted(parts, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for epoch, keep, best in [(1, False, True), (2, True, False), (3, False, False), (4, False, False)]:
+        checkpoint.save(tmp_path, f"epoch_{epoch}", *parts, STATE | {"update": epoch}, keep=keep, best=best)
+    names = ["best", "epoch_1", "epoch_2", "epoch_4", "latest", "mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    checkpoint.save(tmp_path, "epoch_5", *parts, STATE | {"update": 5}, keep=False, best=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "epoch_2", "epoch_5", "latest", "mine"]
 
 
 def test_an_unknown_checkpoint_lists_those_there_are(parts, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,20 @@ class Splits:
         batch = self.codec.collate([frames[FrameKey(0, row)] for row in rows])
         return batch.to(device), np.stack([frames.raw(row)[1] for row in rows])
 
+    def open_loop(
+        self, max_frames: int, device: torch.device
+    ) -> tuple[int, int, Iterator[tuple[Batch, Float32[np.ndarray, "n a"]]]]:
+        """The first held-out episode, the stride at which its frames are taken, and these with their actions."""
+        reader, episode = self.val[0].reader, self.val[0].episodes[0]
+        frames = FrameDataset([Part(reader, (episode,))], self.codec, augment_seed=None)
+        stride = -(-len(frames) // max_frames)
+        rows, size = list(range(0, len(frames), stride)), self.recipe.dataloader.batch_size
+        batches = (
+            (self.codec.collate([frames[FrameKey(0, row)] for row in part]).to(device), reader.actions(episode)[part])
+            for part in (rows[start : start + size] for start in range(0, len(rows), size))
+        )
+        return episode, stride, batches
+
     def input_images(self) -> tuple[dict[str, UInt8[np.ndarray, "h w 3"]], str]:
         """The views of one training example as the model sees them, and its instruction."""
         frames = FrameDataset(self.train, self.codec, augment_seed=self.recipe.training.seed)
@@ -100,7 +115,9 @@ class Splits:
     def _batches(self, parts: Sequence[Part], is_training: bool, rank: int, world_size: int) -> "Batches":
         seed = self.recipe.training.seed
         frames = FrameDataset(parts, self.codec, augment_seed=seed if is_training else None)
-        order = FrameOrder(len(frames), self.recipe.dataloader.batch_size, seed, is_training, rank, world_size)
+        accumulate = self.recipe.training.gradient_accumulate_every if is_training else 1
+        batch_size = self.recipe.dataloader.batch_size
+        order = FrameOrder(len(frames), batch_size, seed, is_training, rank, world_size, accumulate)
         return Batches(frames, order, self.recipe.dataloader.num_workers)
 
 
@@ -153,41 +170,62 @@ def _generator(*key: int | str) -> torch.Generator:
 
 
 class FrameOrder(Sampler[list[FrameKey]]):
-    """The batches of an epoch, as one process draws them: a pure function of (seed, epoch, rank).
+    """The micro-batches of an epoch, as one process draws them: a pure function of (seed, epoch, rank).
 
-    Each frame comes exactly once an epoch over all ranks. Every rank gets the same number of batches, and their sizes
-    differ by one at most: nothing is dropped, no short last batch. The frames of a step, over all ranks together,
-    depend on `batch_size * world_size` alone.
+    Each frame comes exactly once an epoch over all ranks. The frames of an optimizer step depend on the global batch
+    `batch_size * accumulate * world_size` alone, and its micro-batches on `batch_size` and `accumulate * world_size`:
+    two processes, or one that accumulates twice, go over the same ones. Every rank gets `accumulate` of them a step;
+    their sizes differ by one at most within a step, and nothing is dropped: no short last batch.
 
     Raises:
-        UserError: more processes than frames.
+        UserError: more micro-batches in a step than frames.
     """
 
-    def __init__(self, num_frames: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        num_frames: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ):
         assert 0 <= rank < world_size, (rank, world_size)
-        if num_frames < world_size:
-            raise UserError(f"{num_frames} frames cannot be shared by {world_size} processes; record more episodes")
+        self.num_parts = accumulate * world_size
+        if num_frames < self.num_parts:
+            raise UserError(f"{num_frames} frames cannot be shared by {world_size} processes with gradient_accumulate_every={accumulate}; record more episodes")  # fmt: skip
         self.num_frames, self.seed, self.shuffle = num_frames, seed, shuffle
-        self.rank, self.world_size = rank, world_size
-        # With fewer frames than places in the last step (batch_size 1), batches of two are better than an empty one.
-        self.num_batches = min(-(-num_frames // (batch_size * world_size)), num_frames // world_size)
-        self.epoch = self.first_batch = 0
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        # With batch_size 1 a short last step would leave a process without a frame: one step less, some batches of two.
+        self.num_steps = min(-(-num_frames // (batch_size * self.num_parts)), num_frames // self.num_parts)
+        self.epoch = self.first_step = 0
 
-    def start(self, epoch: int, first_batch: int = 0) -> None:
-        """What the next iteration goes over: an epoch, from one of its batches on."""
-        assert 0 <= first_batch <= self.num_batches, (first_batch, self.num_batches)
-        self.epoch, self.first_batch = epoch, first_batch
+    def start(self, epoch: int, first_step: int = 0) -> None:
+        """What the next iteration goes over: an epoch, from one of its optimizer steps on."""
+        assert 0 <= first_step <= self.num_steps, (first_step, self.num_steps)
+        self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        return self.num_batches - self.first_batch
+        return (self.num_steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[FrameKey]]:
         order = self.order(self.epoch).tolist()
-        num_parts = self.num_batches * self.world_size
-        for batch in range(self.first_batch, self.num_batches):
-            part = batch * self.world_size + self.rank
-            start, end = (k * self.num_frames // num_parts for k in (part, part + 1))
-            yield [FrameKey(self.epoch, frame) for frame in order[start:end]]
+        for step in range(self.first_step, self.num_steps):
+            frames = order[slice(*self._span(step))]
+            for micro in range(self.accumulate):
+                part = micro * self.world_size + self.rank
+                start, end = (k * len(frames) // self.num_parts for k in (part, part + 1))
+                yield [FrameKey(self.epoch, frame) for frame in frames[start:end]]
+
+    def step_size(self, step: int) -> int:
+        """How many frames a step has over all ranks."""
+        start, end = self._span(step)
+        return end - start
+
+    def _span(self, step: int) -> tuple[int, int]:
+        start, end = (k * self.num_frames // self.num_steps for k in (step, step + 1))
+        return start, end
 
     def order(self, epoch: int) -> Int64[Tensor, " n"]:
         """All frames in the order of an epoch."""
@@ -197,7 +235,7 @@ class FrameOrder(Sampler[list[FrameKey]]):
 
 
 class Batches:
-    """A data loader that starts at any batch of any epoch."""
+    """A data loader that starts at any optimizer step of any epoch."""
 
     def __init__(self, frames: FrameDataset, order: FrameOrder, num_workers: int):
         self.order = order
@@ -212,11 +250,17 @@ class Batches:
         )
 
     @property
-    def num_batches(self) -> int:
-        """In an epoch, of this rank; the same on all ranks."""
-        return self.order.num_batches
+    def num_steps(self) -> int:
+        """Optimizer steps in an epoch; the same on all ranks."""
+        return self.order.num_steps
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `first_batch` on."""
-        self.order.start(epoch, first_batch)
-        return iter(self._loader)
+    def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[Iterator[Batch]]:
+        """The optimizer steps of an epoch, from `first_step` to before `end`; each is this rank's micro-batches."""
+        self.order.start(epoch, first_step)
+        batches = iter(self._loader)
+        for _ in range(first_step, self.num_steps if end is None else end):
+            yield islice(batches, self.order.accumulate)
+
+    def validation(self) -> Iterator[Batch]:
+        """All batches, in order."""
+        return chain.from_iterable(self.epoch(0))

@@ -261,12 +261,18 @@ class OpenVLA(nn.Module):
 
     def forward(
         self, batch: Batch, soft_target_sigma_bins: float = 0.0
-    ) -> tuple[Float[Tensor, ""], Int64[Tensor, "b a"]]:
-        """Mean cross-entropy over the action tokens, and the likeliest token at each of them (teacher-forced)."""
+    ) -> tuple[Float[Tensor, ""], Int64[Tensor, "b a"], Float[Tensor, "b a"]]:
+        """Mean cross-entropy over the action tokens; at each of them, teacher-forced, the likeliest token and the entropy.
+
+        The entropy (nats) is that of the 256 action ids among themselves.
+        """
         assert batch.action_tokens is not None, "the batch has no action tokens to learn from"
         logits = self.action_logits(batch)
         loss = action_loss(logits, batch.action_tokens, self.first_action_id, soft_target_sigma_bins)
-        return loss, logits.detach().argmax(dim=-1)
+        bins = logits.detach()[..., self.first_action_id : self.first_action_id + NUM_BINS]
+        log_probabilities = bins.float().log_softmax(dim=-1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+        return loss, logits.detach().argmax(dim=-1), entropy
 
     # ----- generation
 

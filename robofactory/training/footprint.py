@@ -203,7 +203,7 @@ def take_step(model: OpenVLA, batch: Batch, recipe: RecipeConfig, allocations: A
     """The last micro-batch of a step, as training.train does it, after an empty step that gives the optimizer its state."""
     t, trained = recipe.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
     with allocations.labelled("optimizer"):
-        optimizer = make_optimizer(model, t.learning_rate, t.weight_decay)
+        optimizer = make_optimizer(model, t.weight_decay)
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -215,7 +215,7 @@ def take_step(model: OpenVLA, batch: Batch, recipe: RecipeConfig, allocations: A
                 parameter.grad = torch.zeros_like(parameter)
         parameter.register_post_accumulate_grad_hook(lambda p: allocations.relabel(p.grad, "gradients"))
     with torch.autocast("cpu", torch.bfloat16):  # as on a GPU, whatever this CPU is fast in
-        loss, _ = model(batch, t.soft_target_sigma_bins)
+        loss, *_ = model(batch, t.soft_target_sigma_bins)
     allocations.phase = "backward"
     loss.backward()
     allocations.phase = "optimizer"

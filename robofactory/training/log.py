@@ -1,9 +1,12 @@
-"""Metrics of a run: a progress bar, `metrics.jsonl`, `curves.png`, and W&B (offline unless there is a login)."""
+"""Metrics of a run: progress bar, `metrics.jsonl`, `curves.png`, its page, and W&B (offline unless there is a login)."""
 
+import dataclasses
 import json
 import os
+import resource
 import textwrap
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,129 +20,234 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from robofactory.training.distributed import Topology, sum_over_ranks
+from robofactory.config import RecipeConfig
+from robofactory.shapes import Batch
+from robofactory.training import distributed
+from robofactory.training.distributed import Topology
+from robofactory.training.guard import Verdict
+from robofactory.training.metrics import Meter, OpenLoop
+from robofactory.training.page import CURVES, INPUT_IMAGES, METRICS, OPEN_LOOP, write_page
 
+# Of a figure of two rows; matplotlib finding them itself takes longer than the drawing.
+MARGINS = {"left": 0.05, "right": 0.99, "top": 0.91, "bottom": 0.08, "wspace": 0.25, "hspace": 0.4}
 UPDATES_PER_LINE = 10  # optimizer steps that one line of metrics.jsonl averages over
+SECONDS_BETWEEN_DRAWINGS = 120.0  # a drawing takes one or two; the end of a run is drawn in any case
 
 
 class Log:
-    """Knows about ranks, so that the loop need not: only the main process writes and draws."""
+    """Knows about ranks, so that the loop need not: only the main process writes and draws.
 
-    def __init__(
-        self,
-        run: Path,
-        config: dict[str, Any],
-        topology: Topology,
-        num_updates: int,
-        first_update: int,
-        bar_position: int,
-    ):
-        self.run, self.topology, self.update = run, topology, first_update
-        self.sums: dict[str, float] = {}
-        self.count, self.samples, self.started = 0, 0, time.monotonic()
+    `state` is what a checkpoint needs so that a resumed run writes the lines it would have written.
+    """
+
+    def __init__(self, run: Path, recipe: RecipeConfig, topology: Topology, meter: Meter, bar_position: int):
+        self.run, self.recipe, self.topology, self.meter = run, recipe, topology, meter
+        self.update = 0
+        self.seconds = self.waited = self.waited_in_line = 0.0
+        self.drawn_at = time.monotonic()
+        self.newest_open_loop: OpenLoop | None = None
         if topology.is_main:
             run.mkdir(parents=True, exist_ok=True)
-            _drop_lines_after(run / "metrics.jsonl", first_update)
             self.bar = tqdm(
-                total=num_updates, initial=first_update, desc=run.name, unit="step", position=bar_position,
-                dynamic_ncols=True, mininterval=1.0,
+                desc=run.name, unit="step", position=bar_position, dynamic_ncols=True, mininterval=1.0,
                 disable=None,  # where there is no terminal, the lines of each epoch have to do
             )  # fmt: skip
-            self.tracker = _start_wandb(run, config)
+            self.tracker = _start_wandb(run, dataclasses.asdict(recipe))
 
-    def step(self, samples: int, values: dict[str, float], lr: float, epoch: int) -> None:
-        """One optimizer step of this process: `values` are means over its `samples`."""
+    def start_at(self, update: int, num_updates: int, state: dict[str, Any] | None) -> None:
+        """Go on after an optimizer step, with the `state` that its checkpoint holds."""
+        self.update = update
+        state = state or {"sums": [0.0] * self.meter.length, "grad_norm": 0.0, "count": 0}
+        self.sums, self.grad_norm, self.count = np.array(state["sums"]), state["grad_norm"], state["count"]
+        if self.topology.is_main:
+            _drop_lines_after(self.run / METRICS, update)
+            self.bar.total, self.bar.n = num_updates, update
+            self.bar.refresh()
+
+    def state(self) -> dict[str, Any]:
+        """What it would need to go on from here. The lines up to here are on the disk when this returns."""
+        if self.topology.is_main and (self.run / METRICS).exists():
+            with open(self.run / METRICS) as file:
+                os.fsync(file.fileno())
+        return {"sums": self.sums.tolist(), "grad_norm": self.grad_norm, "count": self.count}
+
+    # ----- steps
+
+    def watch(self, steps: Iterable[Iterable[Batch]]) -> Iterator[Iterator[Batch]]:
+        """The same steps; from here to `step` the clock runs, and `waited` counts the seconds without data."""
+        for step in steps:
+            self.started, self.waited = time.perf_counter(), 0.0
+            yield self._watch_batches(iter(step))
+
+    def _watch_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def step(
+        self, verdict: Verdict, sums: Sequence[float], grad_norm: float, waited: float, **values: float | int
+    ) -> None:
+        """The end of an optimizer step.
+
+        Args:
+            sums: of the meter, over all processes.
+            waited: seconds without data, of all processes together.
+            values: go into the next line as they are.
+        """
         self.update += 1
-        self.count += 1
-        self.samples += samples
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.seconds += time.perf_counter() - self.started
+        self.waited_in_line += waited / self.topology.world_size
+        if verdict not in (Verdict.SKIP, Verdict.GIVE_UP):
+            self.sums, self.grad_norm, self.count = self.sums + sums, self.grad_norm + grad_norm, self.count + 1
+        if verdict is not Verdict.APPLY:
+            self.event(verdict.name.lower(), f"loss {sums[1] / sums[0]:.4g}, gradient norm {grad_norm:.4g}")
         if self.topology.is_main:
             self.bar.update()
         if self.update % UPDATES_PER_LINE == 0:
-            self._flush(lr, epoch)
+            self._flush(values)
 
-    def _flush(self, lr: float, epoch: int) -> None:
-        names = sorted(self.sums)
-        totals = sum_over_ranks(
-            torch.tensor([self.sums[n] for n in names] + [self.count, self.samples]).double(), self.topology
-        )
-        *sums, count, samples = totals.tolist()
-        seconds = time.monotonic() - self.started
-        self.sums, self.count, self.samples, self.started = {}, 0, 0, time.monotonic()
-        line = {"step": self.update, "epoch": epoch, "lr": lr} | {
-            n: s / count for n, s in zip(names, sums, strict=True)
-        }
-        line["samples_per_s"] = samples / seconds
+    def _flush(self, values: dict[str, float | int]) -> None:
+        memory_gb = distributed.max_over_ranks(peak_memory_gb(self.topology.device), self.topology)
         if self.topology.is_main:
-            self.write(line)
-            shown = {
-                "train_loss": "loss",
-                "action_accuracy": "acc",
-                "action_mae_rad": "mae_rad",
-                "samples_per_s": "samples/s",
-            }
+            line: dict[str, float | int] = {"step": self.update} | values
+            if self.count:
+                means = self.meter.means(self.sums)
+                line |= {"train_loss": means.pop("loss")} | means | {"grad_norm": self.grad_norm / self.count}
+            self.write(line | self._speed() | {"peak_memory_gb": memory_gb})
+            shown = {"train_loss": "loss", "action_accuracy": "acc", "samples_per_s": "samples/s"}
             self.bar.set_postfix({short: f"{line[name]:.4g}" for name, short in shown.items() if name in line})
+        self.sums, self.grad_norm, self.count = np.zeros_like(self.sums), 0.0, 0
+        self.seconds = self.waited_in_line = 0.0
+
+    def _speed(self) -> dict[str, float]:
+        """Of the steps since the last line, or since a resume. Validation and saving are not in it."""
+        return {
+            "samples_per_s": self.sums[0] / max(self.seconds, 1e-9),
+            "data_wait_share": self.waited_in_line / max(self.seconds, 1e-9),
+        }
+
+    # ----- epochs and events
 
     def epoch(self, **values: float | int) -> None:
         """The end of an epoch: validation, already reduced over the processes."""
         if self.topology.is_main:
             self.write({"step": self.update} | values)
-            draw_curves(self.run / "metrics.jsonl", self.run / "curves.png")
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
             self.message(f"{self.run.name}: {shown}")
+            if time.monotonic() > self.drawn_at + SECONDS_BETWEEN_DRAWINGS:
+                self._draw()
 
-    def write(self, line: dict[str, float | int]) -> None:
-        with open(self.run / "metrics.jsonl", "a") as file:
+    def event(self, kind: str, text: str) -> None:
+        """Something a person should know, e.g. a skipped step: a line of its own."""
+        if self.topology.is_main:
+            self.write({"step": self.update, "event": kind, "message": text})
+            self.message(f"{self.run.name}: {kind}: {text}")
+
+    def write(self, line: dict[str, Any]) -> None:
+        with open(self.run / METRICS, "a") as file:
             file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         if self.tracker is not None:
             self.tracker.log({k: v for k, v in line.items() if k != "step"}, step=self.update)
 
     def input_images(self, views: dict[str, UInt8[np.ndarray, "h w 3"]], instruction: str) -> None:
         """`train/input_images`: the views as the model sees them, the instruction below; also a PNG in the run."""
-        if not self.topology.is_main:
-            return
-        path = self.run / "input_images.png"
-        draw_input_images(path, views, instruction)
+        if self.topology.is_main:
+            draw_input_images(self.run / INPUT_IMAGES, views, instruction)
+            self._track_picture("train/input_images", INPUT_IMAGES)
+
+    def open_loop(self, curves: OpenLoop) -> None:
+        """Predicted against recorded joints of a held-out episode."""
+        self.newest_open_loop = curves
+
+    def _track_picture(self, name: str, file: str) -> None:
         if self.tracker is not None:
             import wandb
 
-            self.tracker.log({"train/input_images": wandb.Image(str(path), caption=instruction)}, step=self.update)
+            self.tracker.log({name: wandb.Image(str(self.run / file))}, step=self.update)
 
     def message(self, text: str) -> None:
         if self.topology.is_main:
             tqdm.write(text)
 
+    def _draw(self) -> None:
+        lines = read_metrics(self.run / METRICS)
+        draw_curves(lines, self.run / CURVES)
+        if self.newest_open_loop is not None:
+            draw_open_loop(self.run / OPEN_LOOP, self.newest_open_loop)
+            self._track_picture("val/open_loop", OPEN_LOOP)
+        write_page(self.run, lines, self.recipe, self.bar.total)
+        self.drawn_at = time.monotonic()
+
     def close(self) -> None:
         if self.topology.is_main:
+            if (self.run / METRICS).exists():
+                self._draw()
             self.bar.close()
             if self.tracker is not None:
                 self.tracker.finish()
 
 
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Loss, accuracy, error in rad and learning rate over the optimizer steps, from a run's `metrics.jsonl`."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+def peak_memory_gb(device: torch.device) -> float:
+    """Of this process: what PyTorch had allocated on the GPU at most, or on a CPU all that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last one that a kill cut off is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def draw_curves(lines: list[dict[str, Any]], picture: Path) -> None:
+    """Loss, accuracy, error in rad and what else tells how a run goes, over the optimizer steps."""
     panels = {
         "cross-entropy on action tokens": ("train_loss", "val_loss"),
-        "action-token accuracy": ("action_accuracy", "val_action_accuracy"),
-        "mean absolute error (rad)": ("action_mae_rad", "val_action_mae_rad"),
+        "action-token accuracy": ("action_accuracy", "val_action_accuracy", "val_action_within_one_bin"),
+        "mean absolute error (rad)": ("action_mae_rad", "val_action_mae_rad", "open_loop_mae_rad"),
+        "entropy of an action token (nats)": ("action_entropy", "val_action_entropy"),
+        "gradient norm": ("grad_norm",),
         "learning rate": ("lr",),
     }
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.4), layout="constrained")
-    for ax, (title, names) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7), gridspec_kw=MARGINS)
+    for ax, (title, names) in zip(axes.flat, panels.items(), strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                ax.plot(
-                    *zip(*points, strict=True), label=name, marker="o" if name.startswith("val") else None, ms=3, lw=1.2
-                )
+                marker = "o" if name.startswith(("val", "open")) else None
+                ax.plot(*zip(*points, strict=True), label=name, marker=marker, ms=3, lw=1.2)
+        for line in lines:
+            if "event" in line:
+                ax.axvline(line["step"], color="tab:red", lw=0.8, alpha=0.5)
         ax.set(title=title, xlabel="optimizer step")
         ax.grid(alpha=0.3)
-        if ax.lines:
+        if ax.lines and ax.get_legend_handles_labels()[0]:
             ax.legend(frameon=False)
-        if "rad" in title and ax.lines:
+        if title.startswith(("mean", "gradient")) and ax.get_legend_handles_labels()[0]:
             ax.set_yscale("log")
+    _save_figure(figure, picture)
+
+
+def draw_open_loop(picture: Path, curves: OpenLoop) -> None:
+    names = curves.joint_names
+    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(15, 7), squeeze=False, gridspec_kw=MARGINS)
+    for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        ax.plot(curves.steps, curves.recorded[:, k], color="0.55", lw=2.5, label="recorded")
+        ax.plot(curves.steps, curves.predicted[:, k], color="tab:blue", lw=1.2, marker=".", ms=3, label="predicted")
+        ax.set(title=name, xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle(f"held-out episode {curves.episode}: each action predicted from the recorded observation")
     _save_figure(figure, picture)
 
 
@@ -163,9 +271,9 @@ def _save_figure(figure: Figure, picture: Path) -> None:
 def _drop_lines_after(metrics: Path, update: int) -> None:
     """A resumed run repeats the steps after its checkpoint: their first record goes."""
     if metrics.exists():
-        kept = [line for line in metrics.read_text().splitlines() if line and json.loads(line)["step"] <= update]
+        kept = [line for line in read_metrics(metrics) if line["step"] <= update]
         temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, metrics)
 
 

@@ -1,10 +1,11 @@
-"""What is measured beside the loss: token accuracy and the error of the decoded action in physical units."""
+"""What is measured beside the gradient: error and certainty of each joint, as sums that processes and steps add up."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from robofactory.codec.codec import Codec
@@ -14,43 +15,127 @@ from robofactory.shapes import Batch
 from robofactory.training.distributed import Topology, sum_over_ranks
 
 
-def score(codec: Codec, predicted_tokens: Int64[Tensor, "b a"], batch: Batch) -> dict[str, float]:
-    """Means over a batch: accuracy of the action tokens, absolute error over the joints in rad (gripper left out).
+class Meter:
+    """Batches -> sums over their samples -> named means. One vector, so that processes add theirs in one message.
 
-    The predictions are teacher-forced: each token is predicted from the true ones before it.
+    [number of samples, their loss], then for each action dimension: exact tokens, tokens at most one bin off, bins off,
+    entropy (nats over the 256 bins), and whether the error is below 0.5. The predictions are teacher-forced: each token
+    is predicted from the true ones before it.
     """
-    assert batch.action_tokens is not None
-    predicted = predicted_tokens[:, : codec.action_dim].cpu().numpy()
-    target = batch.action_tokens[:, : codec.action_dim].cpu().numpy()
-    error = np.abs(codec.decode_actions(predicted) - codec.decode_actions(target))
-    joints = codec.action_statistics.normalized
-    return {
-        "action_accuracy": float((predicted == target).mean()),
-        "action_mae_rad": float(error[:, joints].mean()),
-        "gripper_accuracy": float((error[:, ~joints] < 0.5).mean()),
-    }
 
+    def __init__(self, codec: Codec, device: torch.device):
+        self.codec, self.device = codec, device
+        self.dim = codec.action_dim
+        self.length = 2 + 5 * self.dim
+        # Bins are equally wide, so that an error in bins is one in rad (or, of the gripper, in [-1, 1]).
+        self.bin_width = 2.0 * codec.half_bin
+        self._near_bins = torch.from_numpy(0.5 / np.maximum(self.bin_width, 1e-12)).to(device)
 
-def mean(measured: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Name by name."""
-    return {name: sum(each[name] for each in measured) / len(measured) for name in measured[0]}
+    def nothing(self) -> Float64[Tensor, " k"]:
+        """The sums of no batch."""
+        return torch.zeros(self.length, dtype=torch.float64, device=self.device)
+
+    def measure(
+        self,
+        loss: Float[Tensor, ""],
+        predicted: Int64[Tensor, "b n"],
+        entropy: Float[Tensor, "b n"],
+        batch: Batch,
+    ) -> Float64[Tensor, " k"]:
+        """The sums of a batch, on its device: nothing waits for it."""
+        assert batch.action_tokens is not None
+        ids = torch.stack([predicted[:, : self.dim], batch.action_tokens[:, : self.dim]])
+        off = (ids[0] - ids[1]).abs()
+        tokens = self.codec.action_tokens
+        bins = (tokens.vocab_size - 1 - ids).clamp(0, tokens.num_bins - 2)  # as they are decoded
+        bins_off = (bins[0] - bins[1]).abs()
+        near = bins_off < self._near_bins
+        rows = [off == 0, off <= 1, bins_off, entropy[:, : self.dim], near]
+        size = len(ids[0])
+        sums = torch.stack([row.double().sum(dim=0) for row in rows]).flatten()
+        return torch.cat([torch.stack([torch.full_like(loss, size), loss.detach() * size]).double(), sums])
+
+    def means(self, sums: Float64[np.ndarray, " k"], prefix: str = "") -> dict[str, float]:
+        """By name; `action_` over the joints without the gripper."""
+        count, loss = sums[:2]
+        exact, within_one, bins_off, entropy, near = sums[2:].reshape(5, self.dim) / count
+        error, joints = bins_off * self.bin_width, self.codec.action_statistics.normalized
+        values = {
+            "loss": loss / count,
+            "action_accuracy": exact.mean(),
+            "action_within_one_bin": within_one.mean(),
+            "action_mae_rad": error[joints].mean(),
+            "action_entropy": entropy.mean(),
+            "gripper_accuracy": near[~joints].mean(),
+            "gripper_mae": error[~joints].mean(),
+        }
+        columns = {"accuracy": exact, "within_one_bin": within_one, "mae": error, "entropy": entropy}
+        for name, column in columns.items():
+            values |= {f"{name}/{joint}": column[k] for k, joint in enumerate(self.codec.action_statistics.names)}
+        return {f"{prefix}{name}": float(value) for name, value in values.items()}
 
 
 @torch.no_grad()
 def validate(
-    model: OpenVLA, codec: Codec, batches: Iterable[Batch], soft_target_sigma_bins: float, topology: Topology
-) -> dict[str, float]:
-    """`val_loss` and the `val_` scores over the held-out episodes, weighted by samples, over all processes."""
+    model: OpenVLA,
+    meter: Meter,
+    batches: Iterable[Batch],
+    soft_target_sigma_bins: float,
+    topology: Topology,
+    is_stopped: Callable[[], bool],
+) -> dict[str, float] | None:
+    """`val_loss` and the `val_` scores over the held-out episodes, over all processes.
+
+    None when `is_stopped`, which has to say the same on every process, became true.
+    """
     model.eval()
-    names, sums, count = ["loss"], np.zeros(1), 0
+    sums = meter.nothing()
     for batch in batches:
+        if is_stopped():
+            return None
         batch = batch.to(topology.device)
         with autocast(model):
-            loss, predicted = model(batch, soft_target_sigma_bins)
-        scores = {"loss": loss.item()} | score(codec, predicted, batch)
-        size = len(batch.input_ids)
-        names = list(scores)
-        sums = sums + size * np.array(list(scores.values()))
-        count += size
-    *totals, samples = sum_over_ranks(torch.tensor([*sums, count], dtype=torch.float64), topology).tolist()
-    return {f"val_{name}": total / samples for name, total in zip(names, totals, strict=True)}
+            loss, predicted, entropy = model(batch, soft_target_sigma_bins)
+        sums += meter.measure(loss, predicted, entropy, batch)
+    return meter.means(sum_over_ranks(sums, topology).numpy(), "val_")
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """One held-out episode: the action at each step, predicted from what was recorded before it. Nothing is fed back."""
+
+    episode: int
+    joint_names: tuple[str, ...]
+    is_joint: Bool[np.ndarray, " a"]  # rad; the others are in [-1, 1]
+    steps: Int64[np.ndarray, " n"]
+    recorded: Float32[np.ndarray, "n a"]
+    predicted: Float32[np.ndarray, "n a"]
+
+    @property
+    def mae_rad(self) -> float:
+        """Over the joints, the gripper left out."""
+        return float(np.abs(self.predicted - self.recorded)[:, self.is_joint].mean())
+
+
+@torch.no_grad()
+def check_open_loop(
+    model: OpenVLA, codec: Codec, episode: int, stride: int, batches: Iterable[tuple[Batch, Float32[np.ndarray, "n a"]]]
+) -> OpenLoop:
+    """Generate actions as a policy does, each token from its own ones before it, for the frames of an episode."""
+    model.eval()
+    predicted, recorded = [], []
+    for batch, actions in batches:
+        with autocast(model):
+            tokens = model.generate(batch, codec.action_dim)
+        predicted.append(codec.decode_actions(tokens.cpu().numpy()))
+        recorded.append(actions)
+    statistics = codec.action_statistics
+    recorded_actions = np.concatenate(recorded)
+    return OpenLoop(
+        episode,
+        tuple(statistics.names),
+        statistics.normalized,
+        stride * np.arange(len(recorded_actions)),
+        recorded_actions,
+        np.concatenate(predicted),
+    )

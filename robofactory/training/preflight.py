@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from robofactory.codec.codec import Codec
 from robofactory.config import UserError
@@ -14,10 +14,14 @@ from robofactory.model.precision import autocast
 from robofactory.shapes import Batch
 
 
-def preflight(model: OpenVLA, codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
+def preflight(
+    model: OpenVLA, wrapped: nn.Module, codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]
+) -> None:
     """Check a model and a few examples; the weights and their gradients are left as they were.
 
     Args:
+        wrapped: the model as it is trained, which may be spread over processes. DDP orders its gradients by this first
+            backward, so that a resumed run adds them up in the order of one that was never stopped.
         batch: encoded from the dataset by the codec, on the model's device.
         actions: the actions the dataset holds for these examples.
     Raises:
@@ -26,7 +30,7 @@ def preflight(model: OpenVLA, codec: Codec, batch: Batch, actions: Float32[np.nd
     """
     _labels_decode_to_the_actions(codec, batch, actions)
     _every_input_changes_the_logits(model, batch, codec.views)
-    _every_trainable_tensor_gets_a_gradient(model, batch)
+    _every_trainable_tensor_gets_a_gradient(wrapped, batch)
 
 
 def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
@@ -66,9 +70,9 @@ def _logits(model: OpenVLA, batch: Batch) -> Float[Tensor, "b a vocab"]:
         return model.action_logits(batch)
 
 
-def _every_trainable_tensor_gets_a_gradient(model: OpenVLA, batch: Batch) -> None:
+def _every_trainable_tensor_gets_a_gradient(model: nn.Module, batch: Batch) -> None:
     with autocast(model):
-        loss, _ = model(batch)
+        loss, *_ = model(batch)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)

@@ -1,17 +1,15 @@
 """Fine-tune OpenVLA, or train the tiny one from scratch, on the demonstrations of one agent."""
 
 import argparse
-import contextlib
 import dataclasses
-import math
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import NoReturn
 
 from robofactory.config import (
+    EXIT_STOPPED,
     RecipeConfig,
     SceneConfig,
     UserError,
@@ -25,10 +23,8 @@ from robofactory.config import (
     run_dir,
 )
 
-if TYPE_CHECKING:
-    from robofactory.shapes import Batch
-    from robofactory.training.distributed import Topology
-    from robofactory.training.rounds import Start
+OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept
+PREFLIGHT_EXAMPLES = 8
 
 LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-tuned without a GPU
 
@@ -49,7 +45,7 @@ robofactory/config.py. Out of memory: dataloader.batch_size=8 training.gradient_
 Demonstrations are recorded first when there are none.""",
     )
     parser.add_argument("--policy", default="openvla", choices=["openvla"], help="kind of policy (default: openvla)")
-    parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
+    parser.add_argument("--task", help="for instance LiftBarrier-rf")
     agents = parser.add_mutually_exclusive_group()
     agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
     agents.add_argument(
@@ -62,15 +58,24 @@ Demonstrations are recorded first when there are none.""",
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
     parser.add_argument("--round", type=int, default=0, help="above 0: go on with what robofactory record --relabel recorded (default: 0, the demonstrations alone)")  # fmt: skip
+    parser.add_argument("--replay", metavar="DIRECTORY", help="run the step that training gave up at again, from the directory it named")  # fmt: skip
     parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if not (args.task or args.replay):
+        parser.error("the following arguments are required: --task")
+    return args
 
 
 def main() -> None:
     args = parse_arguments()
     if args.all_agents and args.gpus > 1:
         raise UserError("--all_agents shares one machine's cores or its one GPU; with --gpus, train one --agent_id after the other")  # fmt: skip
+    if args.replay:
+        from robofactory.training import replay
+
+        print(replay.run_again(Path(args.replay)))
+        return
     scene = load_task_scene(args.task, args.config)
     recipe = of_round(load_recipe(args.recipe, args.overrides), args.round)
     require_agent(scene, args.agent_id)
@@ -79,8 +84,15 @@ def main() -> None:
         record_if_missing(scene, args.config, recipe, agent_id)
     if args.all_agents:
         train_all_agents(scene.num_agents)
+    elif args.gpus > 1 and "WORLD_SIZE" not in os.environ:
+        from robofactory.training import distributed
+
+        sys.exit(distributed.launch(args.gpus, "robofactory.training.train", sys.argv[1:]))
     else:
-        train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position, args.round)
+        from robofactory.training import fitting
+
+        with fitting.out_of_memory_explained(recipe):
+            train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position, args.round)
 
 
 def require_hardware(recipe: RecipeConfig) -> None:
@@ -151,6 +163,9 @@ def train(
 ) -> None:
     """Train one agent's policy; everything in the order of time.
 
+    Order, crops and random numbers are functions of seed, epoch and step, so a run that was stopped anywhere goes on
+    from its checkpoint as if nothing had happened: bit for bit.
+
     Args:
         recipe: of this round, see `config.of_round`.
         round_number: above 0, the run goes on from the end of the round before, with a new optimizer and schedule, on
@@ -163,50 +178,57 @@ def train(
     from robofactory.data.dataset import load_splits
     from robofactory.model.lora import parameter_table
     from robofactory.model.precision import autocast
-    from robofactory.training import distributed, footprint, optim
+    from robofactory.training import distributed, fitting, footprint, optim, replay, resuming
+    from robofactory.training.guard import Guard, Verdict
     from robofactory.training.log import Log
-    from robofactory.training.metrics import mean, score, validate
+    from robofactory.training.metrics import Meter, check_open_loop, validate
     from robofactory.training.preflight import preflight
-    from robofactory.training.rounds import find_start
 
-    # ---- where the run stands
-    num_demonstrations = recipe.data.num_episodes
-    run = run_dir(policy, scene.task, agent_id, num_demonstrations)
-    start = find_start(run, recipe, round_number, resume)
-    if start is None:
-        print(f"trained already: {run / 'latest'}")
-        return
-
-    # ---- processes and random numbers
+    # ---- processes, and where the run stands
     t = recipe.training
     topology = distributed.start()
     device = topology.device
-    torch.manual_seed(t.seed)
+    num_demonstrations = recipe.data.num_episodes
+    run = run_dir(policy, scene.task, agent_id, num_demonstrations)
+    start = resuming.find_start(run, recipe, round_number, resume, topology)
+    if start is None:
+        print(f"trained already: {run / 'latest'}")
+        return distributed.stop()
 
     # ---- data: split by episode, encoded by the codec that is saved with the policy
-    relabelled = [
-        relabelled_dir(scene.task, agent_id, num_demonstrations, number) for number in range(1, round_number + 1)
-    ]
+    relabelled = [relabelled_dir(scene.task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
     data = load_splits(dataset_dir(scene.task, agent_id, num_demonstrations), recipe, relabelled)
-    codec = data.codec
-    train_batches = data.train_batches(topology.rank, topology.world_size)
-    val_batches = data.val_batches(topology.rank, topology.world_size)
-    updates_per_epoch = -(-train_batches.num_batches // t.gradient_accumulate_every)
-    num_updates = t.max_steps or t.num_epochs * updates_per_epoch  # of this round
-    num_epochs = -(-num_updates // updates_per_epoch)
-    last_update, last_epoch = start.first_update + num_updates, start.first_epoch + num_epochs
+    codec, meter = data.codec, Meter(data.codec, device)
+    start.require_same_policy(recipe, codec)
 
     # ---- model, proven to be connected before anything is spent
-    model = checkpoint.build_model(recipe, codec, device)
+    torch.manual_seed(t.seed)
+    model = checkpoint.build_model(recipe, codec, distributed.device_to_build_on(topology, t.parallel))
     model.num_recomputed_layers = t.num_recomputed_layers
-    preflight(model, codec, *data.examples(min(8, recipe.dataloader.batch_size), device))
-    optimizer = optim.make_optimizer(model, t.learning_rate, t.weight_decay)
-    schedule = optim.make_schedule(optimizer, num_updates, t.warmup_ratio)
+    if start.directory is not None:
+        checkpoint.load_trained(start.directory, model)
+    wrapped = distributed.wrap(model, topology, t.parallel)
+    preflight(model, wrapped, codec, *data.examples(min(PREFLIGHT_EXAMPLES, recipe.dataloader.batch_size), device))
     trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optim.make_optimizer(model, t.weight_decay)
+    optim.restore_moments(model, optimizer, start.moments)
 
-    update, first_epoch, first_micro = restore(start, model, codec, recipe, optimizer, schedule)
-    wrapped = distributed.wrap(model, topology)
-    log = Log(run, dataclasses.asdict(recipe), topology, last_update, update, bar_position)
+    # ---- batches; `update` optimizer steps are done, `validated` of them when it was last validated
+    if t.auto_batch:
+        recipe = fitting.halve_batch_until_it_fits(recipe, model, data, topology)
+        data, t = dataclasses.replace(data, recipe=recipe), recipe.training
+    batches = data.train_batches(topology.rank, topology.world_size)
+    val_batches = data.val_batches(topology.rank, topology.world_size)
+    steps_per_epoch = batches.num_steps
+    num_updates = t.max_steps or t.num_epochs * steps_per_epoch  # of this round
+    last_update = start.first_update + num_updates
+    start.require_same_steps(recipe, steps_per_epoch, topology)
+    update, validated, best_val_loss = start.update, start.validated, start.best_val_loss
+
+    # ---- what watches over it
+    guard = Guard(t.max_nonfinite_steps, t.rollback_on_spike, start.guard)
+    log = Log(run, recipe, topology, meter, bar_position)
+    log.start_at(update, last_update, start.log)
     log.message(parameter_table(model))
     memory = ""
     if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
@@ -214,119 +236,95 @@ def train(
         log.message(memory)
     log.message(codec.action_table(data.train_actions()))
     log.input_images(*data.input_images())
-    stop = StopSignal()
+    stop = distributed.StopSignal(topology)
 
-    def save(name: str, epoch: int, micro: int) -> None:
-        if topology.is_main:
-            state = {
-                "round": round_number, "first_epoch": start.first_epoch, "first_update": start.first_update,
-                "update": update, "epoch": epoch, "micro": micro,
-                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            }  # fmt: skip
-            checkpoint.save(run, name, model, codec, recipe, state)
+    def save(directory: Path, name: str, keep: bool = False, best: bool = False) -> None:
+        state = {
+            "round": round_number, "first_epoch": start.first_epoch, "first_update": start.first_update,
+            "update": update, "validated": validated, "best_val_loss": best_val_loss,
+            "steps_per_epoch": steps_per_epoch, "global_batch": resuming.global_batch(recipe, topology),
+            "moments": optim.moments_of(model, optimizer), "guard": guard.state(), "log": log.state(),
+        }  # fmt: skip
+        checkpoint.save(directory, name, model, codec, recipe, state, keep=keep, best=best)
+
+    def save_and_stop() -> NoReturn:
+        save(run, f"step_{update}")
+        log.message(f"stopped at step {update}; --resume continues from {run / f'step_{update}'}")
+        log.close()
+        distributed.stop()
+        sys.exit(EXIT_STOPPED)
+
+    if t.rollback_on_spike and not start.resumes:
+        save(run, f"step_{update}")  # so that there always is something of this round to go back to
 
     # ---- the loop
-    for epoch in range(first_epoch, last_epoch):
+    while validated < last_update:
+        epoch_in_round = (validated - start.first_update) // steps_per_epoch
+        epoch = start.first_epoch + epoch_in_round
+        epoch_start = start.first_update + epoch_in_round * steps_per_epoch
+        epoch_steps = min(steps_per_epoch, last_update - epoch_start)
         model.train()
-        micro = first_micro if epoch == first_epoch else 0
-        for window in windows(train_batches.epoch(epoch, first_batch=micro), t.gradient_accumulate_every):
-            measured = []
-            for index, batch in enumerate(window):
+        for window in log.watch(batches.epoch(epoch, update - epoch_start, epoch_steps)):
+            distributed.seed_step(t.seed, update, topology)
+            # The mean over the samples of the step, whichever process has them: not a mean of means.
+            weight = topology.world_size / batches.order.step_size(update - epoch_start)
+            sums = meter.nothing()
+            for micro, batch in enumerate(window):
                 batch = batch.to(device)
-                is_last = index == len(window) - 1
-                with contextlib.nullcontext() if is_last or wrapped is model else wrapped.no_sync():  # type: ignore
+                with distributed.backward_of(wrapped, is_last=micro + 1 == t.gradient_accumulate_every):
                     with autocast(model):
-                        loss, predicted = wrapped(batch, t.soft_target_sigma_bins)
-                    (loss / len(window)).backward()
-                measured.append({"train_loss": loss.item()} | score(codec, predicted, batch))
-            values = mean(measured) | {"grad_norm": clip_grad_norm_(trainable, t.max_grad_norm).item()}
-            require_finite(values, epoch, update, topology)
-            lr = float(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
+                        loss, predicted, entropy = wrapped(batch, t.soft_target_sigma_bins)
+                    (loss * (len(batch.input_ids) * weight)).backward()
+                sums += meter.measure(loss, predicted, entropy, batch)
+            grad_norm = checkpoint.whole(clip_grad_norm_(trainable, t.max_grad_norm)).item()
+
+            # One message a step: from here on every process knows the same, and so decides the same.
+            message = torch.cat([sums, sums.new_tensor([log.waited, stop.requested])])
+            *seen, waited, is_stopped = distributed.sum_over_ranks(message, topology).tolist()
+            verdict = guard.judge(loss=seen[1] / seen[0], grad_norm=grad_norm)
+            progress = optim.schedule(update - start.first_update, num_updates, t.warmup_ratio)
+            lr = t.learning_rate * guard.learning_rate_factor * progress
+            if verdict in (Verdict.APPLY, Verdict.SPIKE):
+                optim.set_learning_rate(optimizer, lr)
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            update, micro = update + 1, micro + len(window)
-            log.step(sum(len(batch.input_ids) for batch in window), values, lr, epoch)
-            if distributed.any_rank(stop.requested, topology):
-                save(f"step_{update}", epoch, micro)
-                log.message(f"stopped at step {update}; --resume continues from {run / f'step_{update}'}")
+            log.step(verdict, seen, grad_norm, waited, epoch=epoch, lr=lr, skipped_steps=guard.skipped)
+            if verdict is Verdict.GIVE_UP:
+                save(run / "replay", f"step_{update}")
+                replay.save_batches(run / "replay" / f"step_{update}", batches, epoch, update - epoch_start, topology)
                 log.close()
-                sys.exit(130)
-            if update == last_update:
+                distributed.fail(guard.last_words(run / "replay" / f"step_{update}"), topology)
+            update += 1
+            if verdict is Verdict.ROLL_BACK:
+                back = resuming.read((run / "latest").resolve())
+                checkpoint.load_trained(run / "latest", model)
+                optim.restore_moments(model, optimizer, back.moments)
+                guard.roll_back(back.guard)
+                log.start_at(back.update, last_update, back.log)
+                log.event("rolled_back", f"from step {update}; the learning rate is now {guard.learning_rate_factor:g} of what it was")  # fmt: skip
+                update, validated, best_val_loss = back.update, back.validated, back.best_val_loss
                 break
-        log.epoch(epoch=epoch + 1, **validate(model, codec, val_batches.epoch(0), t.soft_target_sigma_bins, topology))
-        if (epoch + 1) % t.checkpoint_every == 0 or epoch + 1 == last_epoch:
-            save(f"epoch_{epoch + 1}", epoch + 1, 0)
+            if is_stopped:
+                save_and_stop()
+        else:
+            scores = validate(model, meter, val_batches.validation(), t.soft_target_sigma_bins, topology, stop.agreed)
+            if scores is None:  # a signal came meanwhile; after a resume it is validated again
+                save_and_stop()
+            validated = update
+            is_kept = (epoch + 1) % t.checkpoint_every == 0 or update == last_update
+            if is_kept:
+                curves = check_open_loop(model, codec, *data.open_loop(OPEN_LOOP_FRAMES, device))
+                log.open_loop(curves)
+                scores["open_loop_mae_rad"] = curves.mae_rad
+            log.epoch(epoch=epoch + 1, **scores)
+            is_best, best_val_loss = scores["val_loss"] < best_val_loss, min(best_val_loss, scores["val_loss"])
+            save(run, f"epoch_{epoch + 1}", keep=is_kept, best=is_best)
 
     log.close()
     if memory:
         log.message(f"{memory}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
-    log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}")
+    log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}, all of it in {run / 'run.html'}")
     distributed.stop()
-
-
-def windows(batches: "Iterable[Batch]", size: int) -> "Iterator[list[Batch]]":
-    """The micro-batches of each optimizer step; the last window of an epoch may be shorter."""
-    window: list[Batch] = []
-    for batch in batches:
-        window.append(batch)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
-
-
-def require_finite(values: dict[str, float], epoch: int, update: int, topology: "Topology") -> None:
-    """The same verdict on all processes, before the weights move."""
-    from robofactory.training.distributed import any_rank
-
-    if any_rank(not math.isfinite(values["train_loss"] + values["grad_norm"]), topology):
-        raise UserError(
-            f"loss {values['train_loss']} with gradient norm {values['grad_norm']} in epoch {epoch}, step {update}; the "
-            "weights were not touched. Resume with a lower training.learning_rate"
-        )
-
-
-def restore(
-    start: "Start", model: Any, codec: Any, recipe: RecipeConfig, optimizer: Any, schedule: Any
-) -> tuple[int, int, int]:
-    """Load what the start says; the optimizer step, epoch and micro-batch to go on with.
-
-    Raises:
-        UserError: the checkpoint is of another model or other data, or a file is missing.
-    """
-    from robofactory import checkpoint
-
-    if start.checkpoint is None:
-        return 0, 0, 0
-    directory = start.checkpoint
-    saved_codec = type(codec).load(directory)
-    if checkpoint.load_recipe_of(directory).model != recipe.model:
-        raise UserError(f"{directory} is another model than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
-    if saved_codec.fingerprint != codec.fingerprint:
-        raise UserError(f"{directory} was trained with other data or preprocessing (codec {saved_codec.fingerprint[:12]}, now {codec.fingerprint[:12]}); move the run away, or restore its dataset and recipe")  # fmt: skip
-    checkpoint.load_trained(directory, model)
-    if not start.resumes:
-        return start.first_update, start.first_epoch, 0
-    state = checkpoint.load_training_state(directory)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return state["update"], state["epoch"], state["micro"]
-
-
-class StopSignal:
-    """The first SIGINT or SIGTERM asks the loop to finish its step and save; the second stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.requested = True
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_each_frame_comes_once_an_epoch_over_all_ranks(num_frames, batch_size, w
     ranks = [FrameOrder(num_frames, batch_size, 0, shuffle, rank, world_size) for rank in range(world_size)]
     batches = [list(order) for order in ranks]
     assert sorted(key.frame for rank in batches for batch in rank for key in batch) == list(range(num_frames))
-    assert {len(rank) for rank in batches} == {ranks[0].num_batches}  # or one process would wait for ever
+    assert {len(rank) for rank in batches} == {ranks[0].num_steps}  # or one process would wait for ever
     sizes = {len(batch) for rank in batches for batch in rank}
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
     assert max(sizes) <= batch_size or batch_size == 1
@@ -141,13 +141,31 @@ def test_two_processes_with_half_the_batch_see_the_same_steps_as_one():
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in one]
 
 
+def test_a_process_that_accumulates_goes_over_the_micro_batches_of_two_that_do_not():
+    alone = list(FrameOrder(101, 4, 0, shuffle=True, accumulate=2))
+    ranks = [list(FrameOrder(101, 4, 0, True, rank, 2)) for rank in (0, 1)]
+    assert alone == [batch for step in zip(*ranks, strict=True) for batch in step]
+
+
+@pytest.mark.parametrize("parts", [(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (2, 4, 1)])
+def test_the_frames_of_a_step_depend_on_the_global_batch_alone(parts):
+    batch_size, world_size, accumulate = parts
+    orders = [FrameOrder(101, batch_size, 0, True, rank, world_size, accumulate) for rank in range(world_size)]
+    steps = [
+        [list(order)[k * accumulate : (k + 1) * accumulate] for order in orders] for k in range(orders[0].num_steps)
+    ]
+    frames = [sorted(key for rank in step for batch in rank for key in batch) for step in steps]
+    assert frames == [sorted(batch) for batch in FrameOrder(101, 8, 0, shuffle=True)]
+    assert [len(step) for step in frames] == [orders[0].step_size(k) for k in range(len(frames))]
+
+
 def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have():
-    order = FrameOrder(50, 4, 0, shuffle=True)
+    order = FrameOrder(50, 4, 0, shuffle=True, accumulate=2)
     order.start(2)
     whole = list(order)
-    order.start(2, first_batch=5)
-    assert len(order) == order.num_batches - 5
-    assert list(order) == whole[5:]
+    order.start(2, first_step=3)
+    assert len(order) == 2 * (order.num_steps - 3)
+    assert list(order) == whole[6:]
 
 
 # ------------------------------------------------------------------------------------------------ frames and batches
@@ -173,7 +191,7 @@ def test_the_number_of_workers_changes_nothing(splits, num_workers):
     def batches(workers):
         frames = FrameDataset(splits.train, splits.codec, augment_seed=0)
         loaded = Batches(frames, FrameOrder(len(frames), 4, 0, shuffle=True), workers)
-        return [batch for epoch in (0, 1) for batch in loaded.epoch(epoch)]  # the workers live through both
+        return [batch for epoch in (0, 1) for step in loaded.epoch(epoch) for batch in step]  # the workers live through
 
     alone, together = batches(0), batches(num_workers)
     assert len(alone) == len(together)
@@ -185,14 +203,14 @@ def test_loading_leaves_the_global_random_numbers_alone(splits):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    for _ in splits.train_batches(0, 1).epoch(0, first_batch=1):
-        pass
+    for step in splits.train_batches(0, 1).epoch(0, first_step=1):
+        list(step)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_training_batches_are_augmented_and_validation_batches_are_not(splits):
     def pixels(batches, epoch):
-        return torch.cat([batch.pixel_values for batch in batches.epoch(epoch)])
+        return torch.cat([batch.pixel_values for step in batches.epoch(epoch) for batch in step])
 
     train, val = splits.train_batches(0, 1), splits.val_batches(0, 1)
     assert torch.equal(pixels(val, 0), pixels(val, 1))
@@ -209,6 +227,7 @@ def test_example_batches_carry_the_actions_of_their_frames(splits):
 
 
 def test_the_first_training_pictures_can_be_shown(splits):
+    size = (splits.codec.image_size,) * 2
     views, instruction = splits.input_images()
     assert list(views) == list(VIEWS) and instruction == "lift the barrier"
-    assert all(image.shape == (84, 84, 3) and image.dtype == np.uint8 for image in views.values())
+    assert all(image.shape == (*size, 3) and image.dtype == np.uint8 for image in views.values())

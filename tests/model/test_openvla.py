@@ -239,7 +239,7 @@ def test_a_few_steps_learn_a_batch_by_heart_in_bfloat16_autocast():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
         with torch.autocast("cpu", torch.bfloat16):
-            loss, predicted = model(batch)
+            loss, predicted, _ = model(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -248,7 +248,7 @@ def test_a_few_steps_learn_a_batch_by_heart_in_bfloat16_autocast():
 
 def test_loss_is_the_mean_cross_entropy_over_the_action_tokens():
     model, batch = make_model(), make_batch()
-    loss, predicted = model(batch)
+    loss, predicted, _ = model(batch)
     logits = model.action_logits(batch)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.action_tokens.flatten())
     torch.testing.assert_close(loss, expected)

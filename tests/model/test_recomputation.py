@@ -23,7 +23,7 @@ def step(model: OpenVLA, num_recomputed: int | None, padded: bool, autocast: boo
     batch = with_padding(make_batch(), [6, 3, 5], "right") if padded else make_batch()
     torch.manual_seed(1)  # of the dropout
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss, _ = model(batch, 2.0)
+        loss, *_ = model(batch, 2.0)
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)

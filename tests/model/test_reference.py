@@ -86,7 +86,7 @@ def test_logits_loss_and_greedy_tokens_equal_the_reference(weights: Path, num_vi
     expected = reference_logits(weights, batch, global_token)[:, -9:-1]
     torch.testing.assert_close(model.action_logits(batch), expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05, "nearly equal logits would prove nothing"
-    loss, _ = model(batch)
+    loss, *_ = model(batch)
     assert batch.action_tokens is not None
     expected_loss = F.cross_entropy(expected.flatten(0, 1), batch.action_tokens.flatten())
     torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=0)

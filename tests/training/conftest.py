@@ -1,25 +1,14 @@
 """A small dataset on disk whose actions can be read off its pictures and joint positions."""
 
-import numpy as np
+import os
+import signal
+
 import pytest
 
-from robofactory.config import dataset_dir, load_recipe, load_scene, relabelled_dir, scene_file, to_yaml
-from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
-
-TASK, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 6, 10
-JOINTS = (*tuple(f"joint{i}" for i in range(1, 8)), "gripper")
-SMALL = [
-    "model.architecture.image_size=28",
-    "model.architecture.dino={embed_dim: 32, depth: 2, num_heads: 2}",
-    "model.architecture.siglip={embed_dim: 32, depth: 2, num_heads: 2}",
-    "model.architecture.language={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
-    f"data.num_episodes={NUM_EPISODES}",
-    "data.val_ratio=0.2",
-    "dataloader.batch_size=8",
-    "dataloader.num_workers=0",
-    "training.num_epochs=3",
-    "training.checkpoint_every=1",
-]
+from benchmarks import small_runs
+from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK
+from robofactory.config import load_recipe, load_scene, relabelled_dir, scene_file
+from robofactory.training import distributed
 
 
 @pytest.fixture
@@ -33,30 +22,42 @@ def recipe():
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, scene):
+def home(tmp_path):
     """`$ROBOFACTORY_HOME` with the demonstrations of agent 0."""
-    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    write_dataset(dataset_dir(TASK, 0, NUM_EPISODES), to_yaml(scene))
-    return tmp_path
+    with small_runs.home(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture
-def relabelled(home, scene):
+def relabelled(home):
     """The relabelled episodes of round 1."""
-    write_dataset(relabelled_dir(TASK, 0, NUM_EPISODES, 1), to_yaml(scene))
+    small_runs.write_dataset(relabelled_dir(TASK, 0, NUM_EPISODES, 1))
 
 
-def write_dataset(directory, scene_yaml):
-    """Frames of four kinds, told apart by the pictures' colour and by the joints; each kind has its action."""
-    random = np.random.default_rng(0)
-    table = random.uniform(-1.0, 1.0, (4, 8)).astype(np.float32)
-    sizes = {view: (24, 32) for view in ("side", "overhead", "wrist")}
-    writer = DatasetWriter(directory, DatasetDescription(scene_yaml, 0, sizes, JOINTS, fps=20))
-    for seed in range(NUM_EPISODES):
-        kinds = random.integers(0, 4, LENGTH)
-        colours = [encode_png(np.full((24, 32, 3), 60 * kind, np.uint8)) for kind in kinds]
-        images = dict.fromkeys(sizes, colours)
-        proprio = table[kinds] + random.normal(0.0, 0.01, (LENGTH, 8)).astype(np.float32)
-        writer.append(Episode(images, proprio, table[kinds], np.zeros(LENGTH, bool), "lift the barrier", seed))
-    writer.finalize()
+@pytest.fixture(autouse=True)
+def signals():
+    """Training sets the signal handlers of its process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def stop_during(monkeypatch, update, micro=0):
+    """SIGINT comes during a micro-batch of an optimizer step."""
+    steps, micros = [], []
+    seed_step, backward_of = distributed.seed_step, distributed.backward_of
+
+    def seed(seed, now, topology):
+        steps.append(now)
+        micros.clear()
+        seed_step(seed, now, topology)
+
+    def backward(wrapped, is_last):
+        micros.append(is_last)
+        if steps[-1] == update and len(micros) == micro + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward_of(wrapped, is_last)
+
+    monkeypatch.setattr(distributed, "seed_step", seed)
+    monkeypatch.setattr(distributed, "backward_of", backward)

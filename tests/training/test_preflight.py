@@ -27,7 +27,7 @@ def model(data, recipe):
 
 def test_a_sound_set_up_passes_and_is_left_as_it_was(data, model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    preflight(model, data.codec, *data.examples(8, CPU))
+    preflight(model, model, data.codec, *data.examples(8, CPU))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -35,7 +35,7 @@ def test_a_sound_set_up_passes_and_is_left_as_it_was(data, model):
 def test_labels_of_another_dataset_are_found(data, model):
     batch, actions = data.examples(8, CPU)
     with pytest.raises(UserError, match="labels do not decode back"):
-        preflight(model, data.codec, batch, np.roll(actions, 3, axis=1))
+        preflight(model, model, data.codec, batch, np.roll(actions, 3, axis=1))
 
 
 @pytest.mark.parametrize("view", [0, 2])
@@ -49,17 +49,17 @@ def test_a_view_that_the_model_does_not_see_is_found(data, model, monkeypatch, v
 
     monkeypatch.setattr(model, "action_logits", blind)
     with pytest.raises(UserError, match=f"view '{data.codec.views[view]}' does not change the logits"):
-        preflight(model, data.codec, *data.examples(8, CPU))
+        preflight(model, model, data.codec, *data.examples(8, CPU))
 
 
 def test_a_deaf_proprio_token_is_found(data, model):
     with torch.no_grad():
         model.proprio_projector.fc2.weight.zero_()
     with pytest.raises(UserError, match="proprio does not change the logits"):
-        preflight(model, data.codec, *data.examples(8, CPU))
+        preflight(model, model, data.codec, *data.examples(8, CPU))
 
 
 def test_a_tensor_without_gradient_is_found_by_name(data, model):
     model.unused = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"no gradient reaches 2 trainable tensors: unused\.weight, unused\.bias"):
-        preflight(model, data.codec, *data.examples(8, CPU))
+        preflight(model, model, data.codec, *data.examples(8, CPU))

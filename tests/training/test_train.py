@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from robofactory.config import UserError, load_recipe, of_round, run_dir
-from robofactory.training.train import parse_arguments, train, windows
-from tests.training.conftest import NUM_EPISODES, SMALL, TASK
+from robofactory.training.train import parse_arguments, train
+from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
 
 
 def metrics_of(run):
@@ -32,37 +32,6 @@ def test_training_lowers_the_loss_and_leaves_what_the_seed_promises(run, scene):
     assert (run / "latest").resolve() == (run / "epoch_12").resolve()
     assert {"codec.json", "config.yaml", "modules.safetensors", "training_state.pt"} <= {p.name for p in (run / "latest").iterdir()}  # fmt: skip
     assert (run / "curves.png").stat().st_size > 1000 and (run / "input_images.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize("stop_at", [4, 7], ids=["epoch_end", "mid_epoch"])
-def test_a_resumed_run_equals_one_that_was_never_stopped(run, scene, recipe, home, monkeypatch, stop_at):
-    start(scene, recipe)
-    undisturbed = load_file(run / "epoch_3" / "modules.safetensors")
-    losses = [line.get("val_loss") for line in metrics_of(run)]
-    run.rename(home / "undisturbed")
-
-    stop_after(monkeypatch, stop_at)
-    with pytest.raises(SystemExit) as stopped:
-        start(scene, recipe)
-    assert stopped.value.code == 130
-    monkeypatch.undo()
-    monkeypatch.setenv("ROBOFACTORY_HOME", str(home))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    start(scene, recipe, resume=True)
-
-    resumed = load_file(run / "epoch_3" / "modules.safetensors")
-    assert [k for k in undisturbed if not torch.equal(undisturbed[k], resumed[k])] == []
-    assert [line.get("val_loss") for line in metrics_of(run)] == losses
-
-
-def stop_after(monkeypatch, num_updates):
-    """As if Ctrl-C came during this optimizer step."""
-    from robofactory.training import distributed
-
-    calls = iter(range(1, 1000))
-    original = distributed.any_rank
-    # the loop asks twice a step: is everything finite, was a stop requested
-    monkeypatch.setattr(distributed, "any_rank", lambda flag, t: next(calls) == 2 * num_updates or original(flag, t))
 
 
 def test_a_second_run_never_overwrites_a_trained_policy(run, scene, recipe):
@@ -115,12 +84,10 @@ def test_a_round_resumes_exactly(run, scene, recipes, relabelled, home, monkeypa
     run.rename(home / "undisturbed")
 
     start(scene, recipes[0])
-    stop_after(monkeypatch, 2)
-    with pytest.raises(SystemExit):
-        start(scene, recipes[1], round_number=1)
-    monkeypatch.undo()
-    monkeypatch.setenv("ROBOFACTORY_HOME", str(home))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with monkeypatch.context() as during:
+        stop_during(during, update=22)
+        with pytest.raises(SystemExit):
+            start(scene, recipes[1], round_number=1)
     start(scene, recipes[1], resume=True, round_number=1)
     resumed = load_file(run / "epoch_4" / "modules.safetensors")
     assert [k for k in undisturbed if not torch.equal(undisturbed[k], resumed[k])] == []
@@ -139,7 +106,7 @@ def test_a_complete_round_is_not_trained_again(run, scene, recipes, relabelled, 
 def test_rounds_come_in_order(run, scene, recipes, relabelled, monkeypatch):
     with pytest.raises(UserError, match=r"--round 1 goes on from round 0, and .* has no checkpoint"):
         start(scene, recipes[1], round_number=1)
-    stop_after(monkeypatch, 1)
+    stop_during(monkeypatch, update=0)
     with pytest.raises(SystemExit):
         start(scene, recipes[0])
     with pytest.raises(UserError, match="is in round 0; finish that first"):
@@ -163,10 +130,6 @@ def test_accumulating_two_half_batches_equals_one_whole(run, scene, home):
         losses.append(metrics_of(run)[-1]["val_loss"])
         run.rename(home / name)
     assert losses[0] == pytest.approx(losses[1], rel=2e-2), "bf16 rounding apart, the steps are the same"
-
-
-def test_the_last_window_of_an_epoch_may_be_shorter():
-    assert [len(window) for window in windows(range(7), 3)] == [3, 3, 1]  # type: ignore[arg-type]
 
 
 def test_the_7b_without_a_gpu_names_the_tiny_recipe(monkeypatch):
