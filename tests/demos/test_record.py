@@ -266,7 +266,7 @@ def with_policies(simulated, tmp_path, monkeypatch) -> Path:
         codec = load_splits(directory, recipe).codec
         torch.manual_seed(agent)
         model = checkpoint.build_model(recipe, codec)
-        checkpoint.save(run_dir("openvla", "LiftBarrier-rf", agent, 3), "epoch_1", model, codec, recipe, {})
+        checkpoint.save(run_dir("openvla", "LiftBarrier-rf", agent, 3), "epoch_1", model, codec, recipe, {"update": 1})
     return tmp_path
 
 
