@@ -1,7 +1,6 @@
-"""Write a fine-tuned policy as published weights are: adapters merged, statistics inside, nothing of ours needed.
+"""Write a fine-tuned policy as published weights are: adapters merged, statistics in config.json.
 
-Before anything is kept, the policy and the merged model answer the same frames of its dataset, and the differences are
-printed and saved beside the weights.
+Policy and merged model answer the same frames of the dataset; how far they differ is printed and saved as merge.json.
 """
 
 import argparse
@@ -32,9 +31,9 @@ def parse_arguments() -> argparse.Namespace:
 example:
   robofactory merge robofactory/checkpoints/openvla/LiftBarrier-rf_Agent0_150/latest my/openvla-7b-lift-barrier
 
-The official code then un-normalises with unnorm_key=LiftBarrier-rf_Agent0_150. It gives pictures and instructions the
-same meaning only if they are prepared as codec.json says (the crop above all), and the model was trained on one view with
-model.global_token=false and without proprio; what differs is recorded in config.json and said at the end.""",
+The official code un-normalises with unnorm_key=LiftBarrier-rf_Agent0_150. Crop its pictures as codec.json says. It knows
+one view and 256 tokens: for use there, train with data.views=[side] model.global_token=false. model.model_name takes
+the directory to fine-tune it further.""",
     )
     parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint of a fine-tuned model")
     parser.add_argument("output", type=Path, help="directory to make")
@@ -60,6 +59,7 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
         UserError: no checkpoint of a fine-tuned model, or not its dataset or its base weights.
     """
     import torch
+    from safetensors import SafetensorError
 
     from robofactory.checkpoint import build_model, load_recipe_of, load_trained
     from robofactory.codec.codec import Codec
@@ -75,13 +75,12 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
     if splits.codec.fingerprint != codec.fingerprint:
         raise UserError(f"{data} is not the dataset that {checkpoint} was trained on; give it with --data")
     m = dataclasses.replace(recipe.model, quantize=None)
-    model = build_model(
-        dataclasses.replace(recipe, model=m), codec, device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(dataclasses.replace(recipe, model=m), codec, device)
     load_trained(checkpoint, model)
 
     # ---- before and after
-    batch, _ = splits.examples(num_frames, next(model.parameters()).device)
+    batch, _ = splits.examples(num_frames, torch.device(device))
     before = answers(model.eval(), codec, batch)
     merge_adapters(model)
     model.to(getattr(torch, m.torch_dtype))
@@ -101,16 +100,20 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
     ours = {"global_token": m.global_token, "views": list(codec.views), "use_proprio": codec.use_proprio}
     config = published | ours | {"norm_stats": norm_stats, "torch_dtype": m.torch_dtype}
     temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    copy_small_files(base, temporary)
-    codec.save(temporary)
-    for file, content in {CONFIG: config, "dataset_statistics.json": {name: statistics}, "merge.json": report}.items():
-        (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
-    save_openvla(model, temporary)
-    flush(temporary)
-    temporary.rename(output)
-    flush(output.parent)
+    contents = {CONFIG: config, "dataset_statistics.json": {name: statistics}, "merge.json": report}
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        copy_small_files(base, temporary)
+        codec.save(temporary)
+        for file, content in contents.items():
+            (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+        save_openvla(model, temporary)
+        flush(temporary)
+        temporary.rename(output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {output} ({error}); make room, or choose another directory") from None
     return describe(output, report, ours)
 
 

@@ -89,15 +89,8 @@ def test_a_model_directory_without_tokenizer_json_uses_it(tmp_path: Path):
     text = "In: What action should the robot take to lift the barrier?\nOut:"
     empty = next(number for number, (piece, _, _) in enumerate(pieces()) if piece == "\u2581")
     assert prompt.encode("lift the barrier").tolist() == [1, *reference_ids(text), empty]
-    assert (
-        prompt.from_json(prompt.to_json() | {"tokenizer": "tokenizer.json"}, _keep(prompt, tmp_path)).to_json()
-        == prompt.to_json()
-    )
-
-
-def _keep(prompt: Prompt, directory: Path) -> Path:
-    (directory / "tokenizer.json").write_text(prompt.tokenizer_text)
-    return directory
+    (tmp_path / prompt.tokenizer_name).write_text(prompt.tokenizer_text)  # as it is kept beside codec.json
+    assert Prompt.from_json(prompt.to_json(), tmp_path).encode("lift").equal(prompt.encode("lift"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xff\xff", b"{}", serialise([("x", 0.0, 1)])])

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from robofactory import checkpoint
 from robofactory.config import UserError, dataset_dir, load_recipe, run_dir
 from robofactory.data.dataset import load_splits
-from robofactory.export.merge import merge
+from robofactory.export import merge as merging
 from robofactory.model.lora import trained_tensors
 from robofactory.model.precision import autocast
 from robofactory.model.weights import load_openvla
@@ -180,12 +180,16 @@ def test_a_checkpoint_on_another_base_is_refused_in_one_line(home, tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [[FLOAT32], ["model.use_proprio=true", "model.lora_vision=true"]], ids=["float32", "bfloat16"])  # fmt: skip
-def test_merged_weights_are_published_ones_that_answer_as_the_policy(home, tmp_path, weights, overrides):
+def test_merged_weights_are_published_ones_that_answer_as_the_policy(
+    run, tmp_path, weights, overrides, monkeypatch, capsys
+):
     recipe = recipe_for(weights, *overrides)
     model, codec = trained_model(recipe)
-    saved = checkpoint.save(tmp_path / "run", "epoch_1", model, codec, recipe, STATE)
+    checkpoint.save(run, "epoch_1", model, codec, recipe, STATE)
     data, output = dataset_dir(TASK, 0, NUM_EPISODES), tmp_path / "merged"
-    said = merge(saved, output, data, num_frames=4, device="cpu")
+    monkeypatch.setattr("sys.argv", ["merge", str(run / "latest"), str(output), "--frames", "4", "--device", "cpu"])
+    merging.main()
+    said = capsys.readouterr().out
     report = json.loads((output / "merge.json").read_text())
     is_exact = FLOAT32 in overrides
     assert report["largest_logit_difference"] < (1e-4 if is_exact else 0.3) < report["largest_logit"]
@@ -213,15 +217,25 @@ def test_merged_weights_are_published_ones_that_answer_as_the_policy(home, tmp_p
     assert load_splits(data, further).codec.prompt.to_json() == codec.prompt.to_json()
 
 
-def test_merging_refuses_what_it_cannot_do_and_leaves_nothing(home, tmp_path, weights, recipe, scene):
+def test_merging_refuses_what_it_cannot_do_and_leaves_nothing(home, tmp_path, weights, recipe, monkeypatch):
     data = dataset_dir(TASK, 0, NUM_EPISODES)
     codec = load_splits(data, recipe).codec
     scratch = checkpoint.save(tmp_path / "tiny", "epoch_1", checkpoint.build_model(recipe, codec), codec, recipe, STATE)
     with pytest.raises(UserError, match="trained from scratch"):
-        merge(scratch, tmp_path / "merged", data, 2, "cpu")
+        merging.merge(scratch, tmp_path / "merged", data, 2, "cpu")
     other = recipe_for(weights, FLOAT32, "data.normalization=min_max")
     model, _ = trained_model(other)
     saved = checkpoint.save(tmp_path / "run", "epoch_1", model, codec, other, STATE)
     with pytest.raises(UserError, match="is not the dataset"):
-        merge(saved, tmp_path / "merged", data, 2, "cpu")
-    assert not (tmp_path / "merged").exists()
+        merging.merge(saved, tmp_path / "merged", data, 2, "cpu")
+    saved = checkpoint.save(
+        tmp_path / "run", "epoch_2", *trained_model(recipe_for(weights)), recipe_for(weights), STATE
+    )
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(merging.shutil, "copy", full)
+    with pytest.raises(UserError, match=r"cannot write .*No space left"):
+        merging.merge(saved, tmp_path / "merged", data, 2, "cpu")
+    assert not list(tmp_path.glob("*merged*"))
