@@ -10,12 +10,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 answer_help "" "$@"
 
-options=()
+options=() with_slow=0
 for argument in "$@"; do
-    case "$argument" in
-    --all) options+=(-m "slow or not slow") ;; # pyproject.toml leaves the slow ones out
-    *) options+=("$argument") ;;
-    esac
+    if [[ "$argument" == --all ]]; then with_slow=1; else options+=("$argument"); fi
 done
 set_up
 cd "$root"
@@ -25,4 +22,5 @@ run ruff check
 run ruff format --check
 run pyright
 export OMP_NUM_THREADS=1 # two tests at a time on two cores
-run pytest -n 2 --dist loadgroup "${options[@]}"
+run pytest -n 2 "${options[@]}" # pyproject.toml leaves the slow ones out
+if ((with_slow)); then run pytest -m slow "${options[@]}"; fi # one after the other: each takes both cores itself

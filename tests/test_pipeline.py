@@ -12,8 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TASK, NUM, RELABELLED, EPISODES, STEPS = "LiftBarrier-rf", 6, 2, 2, 30
 
-# One group: the tests share what the first run made, so test.sh keeps them in one process.
-pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.xdist_group("pipeline")]
+pytestmark = [pytest.mark.slow, pytest.mark.sim]
 
 
 @pytest.fixture(scope="module")
