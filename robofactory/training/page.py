@@ -70,5 +70,5 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{value:.4g}"
