@@ -19,7 +19,7 @@ from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 from robofactory.training.log import Log
 from robofactory.training.train import train
 
-TASK, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 6, 10
+RECIPE, TASK, NUM_EPISODES, LENGTH = "robot_openvla_tiny", "LiftBarrier-rf", 6, 10
 JOINTS = (*tuple(f"joint{i}" for i in range(1, 8)), "gripper")
 SMALL = [  # 50 frames to train on, 7 steps an epoch
     "model.architecture.image_size=28",
@@ -53,17 +53,17 @@ def write_dataset(directory: Path, num_episodes: int = NUM_EPISODES, length: int
 
 
 @contextlib.contextmanager
-def home(directory: Path) -> Iterator[Path]:
+def home(directory: Path, writes_dataset: bool = True) -> Iterator[Path]:
     """`$ROBOFACTORY_HOME` with demonstrations; gives the directory of the run."""
     with mock.patch.dict(os.environ, {"ROBOFACTORY_HOME": str(directory), "WANDB_MODE": "disabled"}):
-        if not dataset_dir(TASK, 0, NUM_EPISODES).exists():
+        if writes_dataset and not dataset_dir(TASK, 0, NUM_EPISODES).exists():
             write_dataset(dataset_dir(TASK, 0, NUM_EPISODES))
         yield run_dir("openvla", TASK, 0, NUM_EPISODES)
 
 
 def start(*overrides: str, resume: bool = False, draws: bool = False) -> None:
     """Train in this process; without pictures, which take longer than all else together."""
-    recipe = load_recipe("robot_openvla_tiny", [*SMALL, *overrides])
+    recipe = load_recipe(RECIPE, [*SMALL, *overrides])
     with contextlib.ExitStack() as stack:
         for method in () if draws else ("_draw", "input_images"):
             stack.enter_context(mock.patch.object(Log, method))
