@@ -91,19 +91,24 @@ def test_the_7b_at_batch_16_with_three_views_takes_at_most_24_gb():
     assert footprint.peak_gb == pytest.approx((20.32 * GIB + 0.64e9) / 1e9, rel=0.02)
 
 
+LAYER_GIB = 1.95  # activations that a layer keeps at batch 16 x 800 tokens, by the same tracker
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "peak_gib"),
     [
-        (["training.num_recomputed_layers=0"], 81.16),
-        (["training.num_recomputed_layers=26"], 30.55),
-        (["training.num_recomputed_layers=8"], 65.73),
+        (["training.num_recomputed_layers=0"], 81.16 - LAYER_GIB),
+        (["training.num_recomputed_layers=26"], 30.55 - LAYER_GIB),
+        (["training.num_recomputed_layers=8"], 65.73 - LAYER_GIB),
         (["dataloader.batch_size=8"], 17.41),
         (["dataloader.batch_size=32"], 26.15),
     ],
 )
 def test_other_settings_of_the_7b_agree_with_the_other_tracker(overrides, peak_gib):
-    """Which had adapters in bf16, and computed the last layer at all positions: ours needs one layer less."""
+    """Which had adapters in bf16, and computed the last layer at all positions: where that keeps its activations, ours
+    needs one layer less.
+    """
     assert predict(load_recipe("robot_openvla", overrides)).peak_gb == pytest.approx((peak_gib * GIB + 0.64e9) / 1e9, rel=0.04)  # fmt: skip
 
 
