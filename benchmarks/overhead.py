@@ -37,7 +37,7 @@ def bare_steps(recipe_name: str, overrides: list[str]) -> Iterator[None]:
     data = load_splits(dataset_dir(small_runs.TASK, 0, small_runs.NUM_EPISODES), recipe)
     model = checkpoint.build_model(recipe, data.codec).train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = optim.make_optimizer(model, t.learning_rate, t.weight_decay)
+    optimizer = optim.make_optimizer(model, t.weight_decay)
     batches = data.train_batches(0, 1)
     epoch = 0
     while True:

@@ -1,0 +1,54 @@
+"""The command itself with two processes on CPUs: it stops when it is told to, goes on with one, and says why it fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK
+from robofactory import checkpoint
+from robofactory.config import EXIT_STOPPED, run_dir
+
+pytestmark = pytest.mark.slow  # a dozen interpreters start
+
+COMMAND = [sys.executable, "-m", "robofactory.training.train", "--task", TASK, "--recipe", "robot_openvla_tiny"]
+TWO = ["--gpus", "2", *SMALL, "dataloader.batch_size=4"]
+
+
+def launch(*arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_stop_at_a_signal_and_one_goes_on(home):
+    run = run_dir("openvla", TASK, 0, NUM_EPISODES)
+    process = launch(*TWO, "training.num_epochs=2000")
+    ends = time.monotonic() + 300
+    while not (run / "epoch_1").exists() and process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, said + errors
+    update = checkpoint.load_training_state(run / "latest")["update"]
+    assert f"stopped at step {update}; --resume continues" in said and said.count("stopped at step") == 1
+
+    process = launch("--resume", *SMALL, f"training.max_steps={update + 3}")
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, said + errors
+    assert checkpoint.load_training_state(run / "latest")["update"] == update + 3
+
+
+def test_a_process_that_fails_ends_the_others_with_its_own_error_first(home):
+    run = run_dir("openvla", TASK, 0, NUM_EPISODES)
+    checkpointed = launch(*SMALL, "training.max_steps=1")
+    assert checkpointed.wait(timeout=300) == 0, checkpointed.communicate()
+    process = launch(*TWO)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert errors.splitlines()[0] == f"error: {run} holds a trained policy; continue it with --resume, or move it away"
