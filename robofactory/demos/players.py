@@ -55,6 +55,8 @@ class PolicyPlayer:
         random = np.random.default_rng([seed, NOISE_STREAM])
         disturb = draw_disturbances(self.noise_share, self.num_agents, random)
         turns = Turns(self.num_agents, random)
+        for policy in self.policies:
+            policy.start_episode(seed)
 
         def act(seen: list[Observation], answers: list[Action]) -> list[Action]:
             drives = turns.next()

@@ -76,7 +76,11 @@ continues; the result is the same, bit for bit, for any number of workers and in
 
 def main() -> None:
     args = parse_arguments()
-    if args.round:
+    if args.round < 0:
+        raise UserError(f"--round must not be negative, got {args.round}")
+    if args.round == 0 and args.data_num is not None:
+        raise UserError("--data_num says whose policies drive, and goes with --round 1 or above; leave it away")
+    if args.round > 0:
         given = [args.config, args.visual_detail, args.width, args.height, args.seed or None, *args.overrides]
         if any(value is not None for value in given):
             raise UserError(
