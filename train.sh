@@ -11,13 +11,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 answer_help robofactory.training.train "$@"
 
-gpus=1
-for ((i = 1; i <= $#; i++)); do
-    if [[ "${!i}" == --gpus=* ]]; then gpus="${!i#--gpus=}"; fi
-    if [[ "${!i}" == --gpus ]]; then next=$((i + 1)) && gpus="${!next:-}"; fi
-done
-[[ "$gpus" =~ ^[1-9][0-9]*$ ]] || stop "--gpus takes a number of at least 1, not '$gpus'"
-
 # Only recording demonstrations renders: a machine that was given some needs no graphics driver.
 if compgen -G "${ROBOFACTORY_HOME:-$root/robofactory}/data/*_Agent*/meta/info.json" >/dev/null; then
     set_up_without_renderer
@@ -25,7 +18,4 @@ else
     set_up
 fi
 
-if ((gpus > 1)); then
-    exec "$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus" -m robofactory.training.train "$@"
-fi
 exec "$python" -m robofactory.training.train "$@"

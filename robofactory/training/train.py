@@ -69,6 +69,8 @@ Demonstrations are recorded first when there are none.""",
 
 def main() -> None:
     args = parse_arguments()
+    if args.gpus < 1:
+        raise UserError(f"--gpus takes a number of at least 1, not {args.gpus}")
     if args.all_agents and args.gpus > 1:
         raise UserError("--all_agents shares one machine's cores or its one GPU; with --gpus, train one --agent_id after the other")  # fmt: skip
     if args.replay:

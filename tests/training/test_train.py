@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from robofactory.config import UserError, load_recipe, of_round, run_dir
-from robofactory.training.train import parse_arguments, train
+from robofactory.training.train import main, parse_arguments, train
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
 
 
@@ -146,3 +146,22 @@ def test_flags_and_overrides_may_be_mixed(monkeypatch):
     )
     args = parse_arguments()
     assert (args.agent_id, args.overrides) == (1, ["training.num_epochs=2", "data.num_episodes=3"])
+
+
+@pytest.mark.parametrize("number", ["0", "-2"])
+def test_a_number_of_gpus_that_makes_no_sense_is_one_line(monkeypatch, number):
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--gpus", number])
+    with pytest.raises(UserError, match=f"--gpus takes a number of at least 1, not {number}"):
+        main()
+
+
+def test_several_gpus_are_as_many_processes_of_the_same_command(home, monkeypatch):
+    from robofactory.training import distributed
+
+    launched = []
+    monkeypatch.setattr(distributed, "launch", lambda *given: launched.append(given) or 7)
+    arguments = ["--task", TASK, "--recipe", "robot_openvla_tiny", "--gpus", "2", *SMALL]
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert launched == [(2, "robofactory.training.train", arguments)] and ended.value.code == 7
