@@ -44,7 +44,7 @@ def bare_steps(recipe_name: str, overrides: list[str]) -> Iterator[None]:
         for step in batches.epoch(epoch):
             for batch in step:
                 with autocast(model):
-                    loss, *_ = model(batch, t.soft_target_sigma_bins)
+                    loss, *_ = model(data.codec.normalized(batch), t.soft_target_sigma_bins)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable, t.max_grad_norm)
                 optimizer.step()

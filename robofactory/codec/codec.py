@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from robofactory.codec.action_tokens import ActionTokens
-from robofactory.codec.images import ImagePipeline, pictures_seen
+from robofactory.codec.images import ImagePipeline, normalize
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import Statistics
 from robofactory.config import RecipeConfig, UserError, find_weights
@@ -31,12 +31,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Example:
-    """One sample of a `Batch`, before padding. The fields are as there, without the axis b."""
+    """One sample of a `Stacked`, before padding. The fields are as there, without the axis b."""
 
-    pixel_values: Float32[Tensor, "v 6 h w"]
+    pixel_values: UInt8[Tensor, "v 3 h w"]
     input_ids: Int64[Tensor, " t"]
     proprio: Float32[Tensor, " s"] | None = None
     action_tokens: Int64[Tensor, " a"] | None = None
+
+
+@dataclass(frozen=True)
+class Stacked(Batch):
+    """A `Batch` whose pictures are as the data workers hand them over, an eighth of the bytes: not normalised yet."""
+
+    pixel_values: UInt8[Tensor, "b v 3 h w"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +144,9 @@ class Codec:
             UserError: a view is missing, or something has the wrong dtype or shape or is not finite.
         """
         return Example(
-            pixel_values=self.images.encode([self._picture(observation, view) for view in self.views], generator),
+            pixel_values=torch.from_numpy(
+                self.images.encode([self._picture(observation, view) for view in self.views], generator)
+            ),
             input_ids=self.prompt.encode(observation.instruction),
             proprio=self._proprio(observation) if self.use_proprio else None,
         )
@@ -151,7 +160,7 @@ class Codec:
             ids = np.append(ids, self.prompt.end_id)
         return replace(self.encode_observation(observation, generator), action_tokens=torch.from_numpy(ids))
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
+    def stack(self, examples: Sequence[Example]) -> Stacked:
         """One batch. Shorter prompts are padded on the right; without actions, for generation, on the left."""
         length = max(len(example.input_ids) for example in examples)
         input_ids = torch.full((len(examples), length), self.prompt.pad_id)  # [b, t]
@@ -163,7 +172,7 @@ class Codec:
         proprio = [example.proprio for example in examples if example.proprio is not None]
         tokens = [example.action_tokens for example in examples if example.action_tokens is not None]
         assert len(proprio) in (0, len(examples)) and len(tokens) in (0, len(examples)), (len(proprio), len(tokens))
-        return Batch(
+        return Stacked(
             pixel_values=torch.stack([example.pixel_values for example in examples]),
             input_ids=input_ids,
             text_mask=text_mask,
@@ -171,13 +180,19 @@ class Codec:
             action_tokens=torch.stack(tokens) if tokens else None,
         )
 
+    def normalized(self, stacked: Batch) -> Batch:
+        """The batch as the model sees it, on the device where it is."""
+        assert isinstance(stacked, Stacked), "it is normalised already"
+        pixel_values = normalize(stacked.pixel_values)
+        return Batch(pixel_values, stacked.input_ids, stacked.text_mask, stacked.proprio, stacked.action_tokens)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Both at once."""
+        return self.normalized(self.stack(examples))
+
     def encode_observations(self, observations: Sequence[Observation]) -> Batch:
         """What the policy sees: centred crops, no actions."""
         return self.collate([self.encode_observation(observation) for observation in observations])
-
-    def pictures_seen(self, pixel_values: Float[Tensor, "*b 6 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
-        """The pictures as the model sees them, cropped and resized, RGB in [0, 255]."""
-        return pictures_seen(pixel_values)
 
     def _picture(self, observation: Observation, view: str) -> UInt8[np.ndarray, "_h _w 3"]:
         if view not in observation.images:

@@ -10,6 +10,7 @@ from robofactory.config import RecipeConfig, UserError
 from robofactory.data.dataset import Splits
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
+from robofactory.training import footprint
 from robofactory.training.distributed import Topology, any_rank
 
 
@@ -27,8 +28,11 @@ def _remedy(recipe: RecipeConfig) -> str:
     size, accumulate = recipe.dataloader.batch_size, recipe.training.gradient_accumulate_every
     if size == 1:
         return "it cannot be smaller: use a GPU with more memory, or several with training.parallel=fsdp"
-    smaller = f"dataloader.batch_size={size // 2} training.gradient_accumulate_every={accumulate * 2}"
-    return f"the same steps in less memory: {smaller}; or let training.auto_batch=true find it"
+    smaller = replace(recipe, dataloader=replace(recipe.dataloader, batch_size=size // 2))
+    peak_gb = footprint.predict(smaller).peak_gb if recipe.model.quantize is None else None
+    predicted = "" if peak_gb is None else f" ({peak_gb:.1f} GB predicted)"
+    remedies = f"dataloader.batch_size={size // 2} training.gradient_accumulate_every={accumulate * 2}"
+    return f"the same steps in less memory: {remedies}{predicted}; or let training.auto_batch=true find it"
 
 
 def halve_batch_until_it_fits(recipe: RecipeConfig, model: OpenVLA, data: Splits, topology: Topology) -> RecipeConfig:

@@ -93,7 +93,7 @@ def validate(
     for batch in batches:
         if is_stopped():
             return None
-        batch = batch.to(topology.device)
+        batch = meter.codec.normalized(batch.to(topology.device))
         with autocast(model):
             loss, predicted, entropy = model(batch, soft_target_sigma_bins)
         sums += meter.measure(loss, predicted, entropy, batch)

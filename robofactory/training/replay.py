@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robofactory import checkpoint
+from robofactory.codec.codec import Stacked
 from robofactory.config import UserError
 from robofactory.data.dataset import Batches
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
-from robofactory.shapes import Batch
 from robofactory.training import distributed
 from robofactory.training.distributed import Topology
 
 
 def save_batches(directory: Path, batches: Batches, epoch: int, step: int, topology: Topology) -> None:
-    """Beside a checkpoint, the micro-batches that each process had in a step, as the model saw them."""
+    """Beside a checkpoint, the micro-batches that each process had in a step, not normalised yet."""
     tensors = {}
     for micro, batch in enumerate(next(batches.epoch(epoch, step))):
         tensors |= {f"{micro}/{name}": value.contiguous() for name, value in vars(batch).items() if value is not None}
@@ -40,7 +40,7 @@ def run_again(directory: Path) -> str:
     if not files:
         raise UserError(f"{directory} holds no step to replay; training names the directory when it gives up")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _, recipe = checkpoint.load_model(directory, device)
+    model, codec, recipe = checkpoint.load_model(directory, device)
     update = checkpoint.load_training_state(directory)["update"]
     ranks = [_micro_batches(path) for path in files]
     num_samples = sum(len(batch.input_ids) for rank in ranks for batch in rank)
@@ -49,7 +49,7 @@ def run_again(directory: Path) -> str:
     for rank, micro_batches in enumerate(ranks):
         distributed.seed_step(recipe.training.seed, update, Topology(rank, len(ranks), device))
         for micro, batch in enumerate(micro_batches):
-            batch = batch.to(device)
+            batch = codec.normalized(batch.to(device))
             with _first_nonfinite(model) as found, autocast(model):
                 loss, *_ = model(batch, sigma)
             (loss * (len(batch.input_ids) / num_samples)).backward()
@@ -59,11 +59,11 @@ def run_again(directory: Path) -> str:
     return "\n".join([*lines, f"loss {total / num_samples:.6g}, gradient norm {norm.item():.6g}"])
 
 
-def _micro_batches(path: Path) -> list[Batch]:
+def _micro_batches(path: Path) -> list[Stacked]:
     tensors = load_file(path)
     count = 1 + max(int(name.partition("/")[0]) for name in tensors)
     return [
-        Batch(**{name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{micro}/")})
+        Stacked(**{name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{micro}/")})
         for micro in range(count)
     ]
 

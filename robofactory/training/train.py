@@ -53,7 +53,7 @@ Demonstrations are recorded first when there are none.""",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
     parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
-    parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU (default: 1)")
+    parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU (default: 1); on several machines, see docs/slurm.sh")  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
@@ -272,7 +272,7 @@ def train(
             weight = topology.world_size / batches.order.step_size(update - epoch_start)
             sums = meter.nothing()
             for micro, batch in enumerate(window):
-                batch = batch.to(device)
+                batch = codec.normalized(batch.to(device))
                 with distributed.backward_of(wrapped, is_last=micro + 1 == t.gradient_accumulate_every):
                     with autocast(model):
                         loss, predicted, entropy = wrapped(batch, t.soft_target_sigma_bins)

@@ -19,6 +19,7 @@ from codec_samples import (
 
 from robofactory.codec import prompt as prompt_module
 from robofactory.codec.codec import Codec
+from robofactory.codec.images import normalize
 from robofactory.codec.statistics import METHODS
 from robofactory.config import ModelConfig, RecipeConfig, UserError
 from robofactory.shapes import Observation
@@ -79,7 +80,7 @@ def test_one_observation_and_a_batch_of_them_are_encoded_alike(codec: Codec):
     assert batch.pixel_values.shape == (2, 3, 6, 84, 84) and batch.action_tokens is None
     for row, observation in enumerate(observations):
         single = codec.encode_observation(observation)
-        assert torch.equal(batch.pixel_values[row], single.pixel_values)
+        assert torch.equal(batch.pixel_values[row], normalize(single.pixel_values))
         assert torch.equal(batch.proprio[row], single.proprio)
         assert torch.equal(batch.input_ids[row, batch.text_mask[row]], single.input_ids)
 

@@ -1,5 +1,6 @@
 """From frames on disk to batches: nothing leaks between the parts, and chance depends on seed and epoch alone."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,25 @@ def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have():
 # ------------------------------------------------------------------------------------------------ frames and batches
 
 
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_stays_flat_over_twenty_epochs(splits, num_workers):
+    """A sample kept by mistake would be 4 MB an epoch here."""
+    frames = FrameDataset(splits.train * 4, splits.codec, augment_seed=0)
+    loaded = Batches(frames, FrameOrder(len(frames), 16, 0, shuffle=True), num_workers)
+    sizes = []
+    for epoch in range(20):
+        for step in loaded.epoch(epoch):
+            list(step)
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        sizes.append(sum(resident_mb(int(pid)) for pid in [os.getpid(), *children]))
+    assert max(sizes[10:]) - max(sizes[4:10]) < 4.0, [round(size) for size in sizes]
+
+
 def test_an_example_is_the_frame_as_the_codec_encodes_it(splits):
     frames = FrameDataset(splits.train, splits.codec, augment_seed=None)
     for row in (0, 4, len(frames) - 1):
@@ -206,6 +226,17 @@ def test_loading_leaves_the_global_random_numbers_alone(splits):
     for step in splits.train_batches(0, 1).epoch(0, first_step=1):
         list(step)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_the_workers_hand_over_is_what_the_policy_is_given(splits):
+    """Uint8 pictures that are normalised after they have travelled, or at once: the same numbers."""
+    frames = FrameDataset(splits.val, splits.codec, augment_seed=None)
+    at_once = splits.codec.collate([frames[FrameKey(0, row)] for row in range(4)])
+    stacked = next(splits.val_batches(0, 1).validation())
+    assert stacked.pixel_values.dtype == torch.uint8
+    assert torch.equal(
+        splits.codec.normalized(stacked).pixel_values[:4], at_once.pixel_values[: len(stacked.input_ids)]
+    )
 
 
 def test_training_batches_are_augmented_and_validation_batches_are_not(splits):
