@@ -45,8 +45,7 @@ stage() { # name module arguments...
     "$python" "$root/runs/stage.py" "$summary" "$1" "$python" -m "${@:2}"
 }
 
-# ---- demonstrations, as the recipe wants them
-wanted="$(
+numbers="$(
     "$python" - "$recipe" "${overrides[@]}" <<'PYTHON'
 import sys
 
@@ -55,26 +54,24 @@ from robofactory.config import load_recipe, run_command
 
 def main() -> None:
     recipe = load_recipe(sys.argv[1], sys.argv[2:])
-    data, relabel = recipe.data, recipe.relabel
-    print(data.num_episodes, *([relabel.num_rounds, relabel.num_episodes] if relabel else [0, 0]), end=" ")
-    print("--noise", data.noise_share, "--visual_detail", data.visual_detail, end=" ")
-    print(*["--width", data.image_width, "--height", data.image_height] if data.image_width else [])
+    print(recipe.data.num_episodes, recipe.relabel.num_rounds if recipe.relabel else 0)
 
 
 run_command(main)
 PYTHON
 )"
-read -r num num_rounds num_relabelled look <<<"$wanted"
-# shellcheck disable=SC2086  # several words
-stage "demonstrations" robofactory.demos.record --task "$task" --num "$num" $look
+read -r num num_rounds <<<"$numbers"
 
-# ---- a policy for each agent; then, by rounds, the expert relabels where they got to, and they learn from that
-train=(robofactory.training.train --policy openvla --task "$task" --all_agents --recipe "$recipe" --resume)
-stage "training, both agents" "${train[@]}" "${overrides[@]}"
+# ---- demonstrations, and a policy for each agent; then, by rounds, the expert relabels where they got to, and they
+# ---- learn from that
+as_the_recipe_says=(--task "$task" --recipe "$recipe" "${overrides[@]}")
+record=(robofactory.demos.record "${as_the_recipe_says[@]}")
+train=(robofactory.training.train --policy openvla --all_agents --resume "${as_the_recipe_says[@]}")
+stage "demonstrations" "${record[@]}"
+stage "training, both agents" "${train[@]}"
 for ((round = 1; round <= num_rounds; round++)); do
-    stage "relabelling, round $round" robofactory.demos.record --task "$task" --round "$round" --data_num "$num" \
-        --num "$num_relabelled"
-    stage "training, round $round" "${train[@]}" --round "$round" "${overrides[@]}"
+    stage "relabelling, round $round" "${record[@]}" --round "$round"
+    stage "training, round $round" "${train[@]}" --round "$round"
 done
 
 # ---- how often they lift the barrier: together, and each beside the expert

@@ -28,29 +28,19 @@ while (($#)); do
     esac
 done
 
-# ---- demonstrations, as the recipe wants them
 set_up
-wanted="$(
+num="$(
     "$python" - robot_openvla "${overrides[@]}" <<'PYTHON'
 import sys
 
 from robofactory.config import load_recipe, run_command
 
-
-def main() -> None:
-    data = load_recipe(sys.argv[1], sys.argv[2:]).data
-    print(data.num_episodes, "--noise", data.noise_share, "--visual_detail", data.visual_detail, end=" ")
-    print(*["--width", data.image_width, "--height", data.image_height] if data.image_width else [])
-
-
-run_command(main)
+run_command(lambda: print(load_recipe(sys.argv[1], sys.argv[2:]).data.num_episodes))
 PYTHON
 )"
-read -r num look <<<"$wanted"
-# shellcheck disable=SC2086  # several words
-"$python" -m robofactory.demos.record --task "$task" --num "$num" $look
 
-# ---- a policy for each agent
+# ---- demonstrations, and a policy for each agent
+"$python" -m robofactory.demos.record --task "$task" --recipe robot_openvla "${overrides[@]}"
 for agent in 0 1; do
     bash "$root/train.sh" --policy openvla --task "$task" --agent_id "$agent" --gpus "$gpus" --resume "${overrides[@]}"
 done

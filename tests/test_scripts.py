@@ -32,8 +32,8 @@ echo "venv $*" >>"$LOG"
 case "$*" in
 *"sys.exit(sys.version_info"*) exit 1 ;;
 *stage.py*) exec "$MACHINE/real-python" "$@" ;;
-"- robot_openvla_tiny"*) echo "6 2 40 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
-"- robot_openvla"*) echo "6 --noise 0.5 --visual_detail low --width 128 --height 96" ;;
+"- robot_openvla_tiny"*) echo "6 2" ;;
+"- robot_openvla"*) echo 6 ;;
 *robofactory.evaluation*)
     folder="$ROBOFACTORY_HOME/results/openvla/LiftBarrier-rf_6/epoch_8"
     mkdir -p "$folder" && touch "$folder/report.html"
@@ -404,22 +404,20 @@ def test_the_laptop_run_refuses_what_it_does_not_know(ready, arguments):
 
 
 def test_the_laptop_run_is_the_pipeline_in_order(ready):
-    """What the recipe says of the demonstrations reaches the recorder; overrides reach the training."""
     done = ready.run("runs/laptop.sh", "--num", "6", "--episodes", "2", "training.num_epochs=1")
     assert done.returncode == 0, done.stderr
     evaluate = "venv -m robofactory.evaluation.evaluate --policy openvla --task LiftBarrier-rf --data_num 6 "
     evaluate += "--checkpoint latest --episodes 2"
-    relabel = "venv -m robofactory.demos.record --task LiftBarrier-rf --round {} --data_num 6 --num 40"
-    train = "venv -m robofactory.training.train --policy openvla --task LiftBarrier-rf --all_agents "
-    train += "--recipe robot_openvla_tiny --resume {}data.num_episodes=6 training.num_epochs=1"
+    recipe = "--task LiftBarrier-rf --recipe robot_openvla_tiny data.num_episodes=6 training.num_epochs=1"
+    record = f"venv -m robofactory.demos.record {recipe}"
+    train = f"venv -m robofactory.training.train --policy openvla --all_agents --resume {recipe}"
     assert ready.calls("venv -m") == [
-        "venv -m robofactory.demos.record --task LiftBarrier-rf --num 6 "
-        "--noise 0.5 --visual_detail low --width 128 --height 96",
-        train.format(""),
-        relabel.format(1),
-        train.format("--round 1 "),
-        relabel.format(2),
-        train.format("--round 2 "),
+        record,
+        train,
+        f"{record} --round 1",
+        f"{train} --round 1",
+        f"{record} --round 2",
+        f"{train} --round 2",
         evaluate,
         f"{evaluate} --partner expert --agent_id 0",
         f"{evaluate} --partner expert --agent_id 1",
@@ -445,8 +443,7 @@ def test_the_7b_run_is_the_same_pipeline_on_gpus(ready):
     run = "venv -m robofactory.training.train"
     train = [f"{run} --policy openvla --task LiftBarrier-rf --agent_id {agent} --gpus 8 --resume model.lora_rank=16" for agent in (0, 1)]  # fmt: skip
     assert ready.calls("venv -m") == [
-        "venv -m robofactory.demos.record --task LiftBarrier-rf --num 6 "
-        "--noise 0.5 --visual_detail low --width 128 --height 96",
+        "venv -m robofactory.demos.record --task LiftBarrier-rf --recipe robot_openvla model.lora_rank=16",
         *train,
         "venv -m robofactory.evaluation.evaluate --policy openvla --task LiftBarrier-rf --data_num 6 "
         "--checkpoint latest --episodes 2",

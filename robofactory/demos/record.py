@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from robofactory.config import (
     FIRST_EVALUATION_SEED,
     DataConfig,
+    RecipeConfig,
     SceneConfig,
     UserError,
     dataset_dir,
     find_checkpoints,
     find_data_num,
     from_yaml,
+    load_recipe,
     load_task_scene,
+    of_round,
     relabelled_dir,
     run_command,
     to_yaml,
@@ -43,7 +46,6 @@ SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar
 
 
 def parse_arguments() -> argparse.Namespace:
-    defaults = DataConfig()
     parser = argparse.ArgumentParser(
         prog="python -m robofactory.demos.record",
         description=__doc__,
@@ -53,16 +55,17 @@ examples:
   python -m robofactory.demos.record --task LiftBarrier-rf --num 150
   python -m robofactory.demos.record --task LiftBarrier-rf --num 20 --visual_detail low --width 128 --height 96
   python -m robofactory.demos.record --task LiftBarrier-rf --num 10 objects.barrier.mass_kg=0.5
-  python -m robofactory.demos.record --task LiftBarrier-rf --num 60 --round 1 --data_num 150
+  python -m robofactory.demos.record --task LiftBarrier-rf --recipe robot_openvla_tiny
+  python -m robofactory.demos.record --task LiftBarrier-rf --recipe robot_openvla_tiny --round 1
 
 Seeds are taken in order; those where the expert fails are dropped. Interrupted, even killed, the same command
 continues; the result is the same, bit for bit, for any number of workers and interruptions.""",
     )
     parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
-    parser.add_argument("--num", type=int, default=defaults.num_episodes, help="demonstrations (default: %(default)s)")
+    parser.add_argument("--recipe", help="record as it says: number, noise and pictures of its data, or number of its relabel; what is given beside it counts more")  # fmt: skip
+    parser.add_argument("--num", type=int, help=f"episodes (default: {DataConfig.num_episodes})")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    noise = f"share of the episodes with perturbed actions, the labels stay the expert's (default: {defaults.noise_share}; with --round 0)"
-    parser.add_argument("--noise", type=float, metavar="SHARE", help=noise)
+    parser.add_argument("--noise", type=float, metavar="SHARE", help=f"share of the episodes with perturbed actions, the labels stay the expert's (default: {DataConfig.noise_share}; with --round 0)")  # fmt: skip
     parser.add_argument("--config", metavar="SCENE.yaml", help="scene of the task (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="START", help="first seed (default: %(default)s)")
     parser.add_argument("--visual_detail", choices=["low", "full"], help="meshes to render (default: the scene's)")
@@ -70,7 +73,7 @@ continues; the result is the same, bit for bit, for any number of workers and in
     parser.add_argument("--height", type=int, help="of every camera, in px (default: the scene's)")
     parser.add_argument("--round", type=int, default=0, help="of training that the episodes are for; above 0, the latest policies drive and the expert labels (default: 0, demonstrations)")  # fmt: skip
     parser.add_argument("--data_num", type=int, help="with --round: demonstrations the policies were trained on, the end of the run's name (default: the only one there is)")  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene, or the recipe")
     return parser.parse_intermixed_args()
 
 
@@ -81,17 +84,44 @@ def main() -> None:
     if args.round == 0 and args.data_num is not None:
         raise UserError("--data_num says whose policies drive, and goes with --round 1 or above; leave it away")
     if args.round > 0:
-        given = [args.config, args.visual_detail, args.width, args.height, args.seed or None, *args.overrides]
-        if any(value is not None for value in given):
+        given = [args.config, args.visual_detail, args.width, args.height, args.seed or None]
+        if any(value is not None for value in given) or any(map(is_of_the_scene, args.overrides)):
             raise UserError(
                 "--round records the scene and pictures of the demonstrations; leave what changes them away"
             )
-        relabel(args.task, args.num, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
+    if args.recipe is not None:
+        fill_in(args, load_recipe(args.recipe, [o for o in args.overrides if not is_of_the_scene(o)]))
+    elif any(not is_of_the_scene(override) for override in args.overrides):
+        raise UserError(f"{' '.join(args.overrides)}: only a recipe has such keys; name it with --recipe")
+    num_episodes = DataConfig.num_episodes if args.num is None else args.num
+    if args.round > 0:
+        relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
         return
-    scene = load_task_scene(args.task, args.config, args.overrides)
+    scene = load_task_scene(args.task, args.config, [o for o in args.overrides if is_of_the_scene(o)])
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
-    noise_share = DataConfig().noise_share if args.noise is None else args.noise
-    record(scene, args.num, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
+    noise_share = DataConfig.noise_share if args.noise is None else args.noise
+    record(scene, num_episodes, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
+
+
+def is_of_the_scene(override: str) -> bool:
+    """Whether a `section.key=value` belongs to the scene; otherwise it is one of the recipe's sections."""
+    return override.partition("=")[0].partition(".")[0] not in {
+        field.name for field in dataclasses.fields(RecipeConfig)
+    }
+
+
+def fill_in(args: argparse.Namespace, recipe: RecipeConfig) -> None:
+    """What the recipe wants recorded, where the command line does not say."""
+    data, relabel = recipe.data, recipe.relabel
+    of_round(recipe, args.round)  # refuses a round that it does not have
+    if args.round > 0 and relabel is not None:
+        wanted: dict[str, Any] = {"num": relabel.num_episodes, "data_num": data.num_episodes}
+    else:
+        wanted = {"num": data.num_episodes, "noise": data.noise_share, "visual_detail": data.visual_detail}
+        wanted |= {"width": data.image_width, "height": data.image_height}
+    for name, value in wanted.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:

@@ -57,7 +57,7 @@ Demonstrations are recorded first when there are none.""",
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
-    parser.add_argument("--round", type=int, default=0, help="above 0: go on with what robofactory record --relabel recorded (default: 0, the demonstrations alone)")  # fmt: skip
+    parser.add_argument("--round", type=int, default=0, help="above 0: go on with what robofactory record --round recorded (default: 0, the demonstrations alone)")  # fmt: skip
     parser.add_argument("--replay", metavar="DIRECTORY", help="run the step that training gave up at again, from the directory it named")  # fmt: skip
     parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
@@ -83,7 +83,7 @@ def main() -> None:
     require_agent(scene, args.agent_id)
     require_hardware(recipe)
     for agent_id in range(scene.num_agents) if args.all_agents else [args.agent_id]:
-        record_if_missing(scene, args.config, recipe, agent_id)
+        record_if_missing(dataset_dir(args.task, agent_id, recipe.data.num_episodes), args)
     if args.all_agents:
         train_all_agents(scene.num_agents)
     elif args.gpus > 1 and "WORLD_SIZE" not in os.environ:
@@ -113,18 +113,13 @@ def require_hardware(recipe: RecipeConfig) -> None:
         raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
 
 
-def record_if_missing(scene: SceneConfig, scene_path: str | None, recipe: RecipeConfig, agent_id: int) -> None:
+def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
     """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
-    data = recipe.data
-    directory = dataset_dir(scene.task, agent_id, data.num_episodes)
     if (directory / "meta" / "info.json").exists():
         return
-    command = ["-m", "robofactory.demos.record", "--task", scene.task, "--num", str(data.num_episodes)]
-    command += ["--noise", str(data.noise_share), "--visual_detail", data.visual_detail]
-    if data.image_width is not None:
-        command += ["--width", str(data.image_width), "--height", str(data.image_height)]
-    if scene_path is not None:
-        command += ["--config", scene_path]
+    command = ["-m", "robofactory.demos.record", "--task", args.task, "--recipe", args.recipe, *args.overrides]
+    if args.config is not None:
+        command += ["--config", args.config]
     if "WORLD_SIZE" in os.environ:
         raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
     done = subprocess.run([sys.executable, *command])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
-from robofactory.config import FIRST_EVALUATION_SEED, UserError, relabelled_dir
+from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe, relabelled_dir
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
 from robofactory.demos.record import JOINT_NAMES, main, record, relabel
@@ -312,6 +312,9 @@ def test_relabelling_without_policies_says_how_to_train_them(tmp_path, monkeypat
     [
         (["--round", "1", "--width", "64"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "-1"], "--round must not be negative, got -1"),
+        (["--round", "1", "visual_detail=low"], "--round records the scene and pictures of the demonstrations"),
+        (["--round", "9", "--recipe", "robot_openvla_tiny"], "--round 9: the recipe has rounds 0 to"),
+        (["data.num_episodes=3"], "data.num_episodes=3: only a recipe has such keys; name it with --recipe"),
         (["--data_num", "150"], "--data_num says whose policies drive, and goes with --round"),
     ],
 )
@@ -319,3 +322,25 @@ def test_options_that_would_be_ignored_are_refused(monkeypatch, options, problem
     monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", "--num", "2", *options])
     with pytest.raises(UserError, match=problem):
         main()
+
+
+def test_a_recipe_says_what_is_recorded_unless_the_command_does(monkeypatch):
+    calls = []
+    monkeypatch.setattr("robofactory.demos.record.record", lambda scene, num, **options: calls.append((scene, num, options)))  # fmt: skip
+    given = ["--noise", "0.25", "data.num_episodes=6", "objects.barrier.mass_kg=0.5", "training.num_epochs=1"]
+    monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", "--recipe", "robot_openvla_tiny", *given])
+    main()
+    ((scene, num, options),) = calls
+    recipe = load_recipe("robot_openvla_tiny")
+    assert (num, options["noise_share"]) == (6, 0.25)
+    assert scene.visual_detail == recipe.data.visual_detail == "low"
+    assert {(c.width, c.height) for c in scene.cameras} == {(recipe.data.image_width, recipe.data.image_height)}
+    assert scene.objects["barrier"].mass_kg == 0.5
+
+
+def test_a_recipe_says_how_many_episodes_a_round_relabels(monkeypatch):
+    calls = []
+    monkeypatch.setattr("robofactory.demos.record.relabel", lambda *given, **options: calls.append(given))
+    monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", "--recipe", "robot_openvla_tiny", "--round", "1", "relabel.num_episodes=7"])  # fmt: skip
+    main()
+    assert calls == [("LiftBarrier-rf", 7, 1, load_recipe("robot_openvla_tiny").data.num_episodes)]
