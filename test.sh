@@ -23,4 +23,4 @@ run ruff format --check
 run pyright
 export OMP_NUM_THREADS=1 # two tests at a time on two cores
 run pytest -n 2 "${options[@]}" # pyproject.toml leaves the slow ones out
-if ((with_slow)); then run pytest -m slow "${options[@]}"; fi # one after the other: each takes both cores itself
+if ((with_slow)); then run pytest -m slow -n 2 --dist loadfile "${options[@]}"; fi # the pipeline's own in their order

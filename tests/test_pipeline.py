@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TASK, NUM, RELABELLED, EPISODES, STEPS = "LiftBarrier-rf", 6, 2, 2, 30
+TASK, NUM, RELABELLED, ROUNDS, EPISODES, STEPS = "LiftBarrier-rf", 6, 2, 1, 2, 30
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim]
 
@@ -29,7 +29,8 @@ def run(home: Path, *command: str) -> str:
 
 
 def laptop(home: Path) -> str:
-    overrides = [f"training.max_steps={STEPS}", "training.warmup_ratio=0.1", f"relabel.num_episodes={RELABELLED}"]
+    overrides = [f"training.max_steps={STEPS}", "training.warmup_ratio=0.1"]
+    overrides += [f"relabel.num_rounds={ROUNDS}", f"relabel.num_episodes={RELABELLED}"]
     return run(home, "bash", "runs/laptop.sh", "--num", str(NUM), "--episodes", str(EPISODES), *overrides)
 
 
@@ -72,7 +73,7 @@ def test_the_policies_own_attempts_are_relabelled_and_trained_on(home, said, age
     relabelled = dataset(home, agent).with_name(f"{dataset(home, agent).name}_relabelled_1")
     assert json.loads((relabelled / "meta" / "info.json").read_text())["total_episodes"] == RELABELLED
     assert json.loads((relabelled / "meta" / "robofactory.json").read_text())["driver"].startswith("openvla")
-    assert max(line["step"] for line in metrics(home, agent)) == 2 * STEPS
+    assert max(line["step"] for line in metrics(home, agent)) == (1 + ROUNDS) * STEPS
 
 
 @pytest.mark.parametrize("agent", [0, 1])
@@ -111,7 +112,7 @@ def test_the_report_is_found_and_needs_no_network(home, said):
 def test_the_run_says_how_long_and_how_much_memory_each_stage_took(said):
     table = said.partition("== all stages")[2]
     stages = [line for line in table.splitlines() if "GB of memory" in line]
-    assert len(stages) == 7
+    assert len(stages) == 2 + 2 * ROUNDS + 3
     assert all(float(line.split("at most ")[1].split()[0]) < 8.0 for line in stages), table
 
 
