@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, EpisodeResult
-from robofactory.evaluation.rollout import Answer, Play
-from robofactory.shapes import Observation
 
 if TYPE_CHECKING:
+    from robofactory.evaluation.rollout import Answer, Play
     from robofactory.policy import Memory, Policies
+    from robofactory.shapes import Observation
 
 NUM_GROUPS = 2
-Setup = Callable[[], Callable[[int, int], Play]]
+Setup = Callable[[], Callable[[int, int], "Play"]]
 
 
 def play_episodes(
@@ -127,6 +127,8 @@ def _answer(group: Sequence[_Seat], workers: Sequence["_Worker"], policies: "Pol
     if not asking or any(seat.memory is not None and seat.question is None for seat in group):
         return
     assert policies is not None, "an episode asks, and there are no policies"
+    from robofactory.evaluation.rollout import Answer
+
     started = time.perf_counter()
     asked = {}
     for row, seat in asking.items():
@@ -158,7 +160,7 @@ class _Worker:
         seat.take(seed)
         self.tell(seat, seed)
 
-    def tell(self, seat: _Seat, content: int | Answer) -> None:
+    def tell(self, seat: _Seat, content: "int | Answer") -> None:
         self.told.append(seat)
         with contextlib.suppress(ConnectionError):  # it is dead: `receive` will say so
             self.pipe.send((seat.number, content))
@@ -199,11 +201,11 @@ def _serve(pipe: Connection, setup: Setup) -> None:
             return
         with _Reported(pipe, "crash"):
             try:
-                if isinstance(content, Answer):
-                    news = "question", episodes[seat].send(content)
-                else:
+                if isinstance(content, int):
                     episodes[seat] = start(seat, content)
                     news = "question", next(episodes[seat])
+                else:
+                    news = "question", episodes[seat].send(content)
             except StopIteration as end:
                 news = "episode", end.value
         pipe.send(news)

@@ -3,14 +3,16 @@
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
-from robofactory.evaluation.rollout import Play
 from robofactory.evaluation.workers import crash
-from robofactory.shapes import Observation
+
+if TYPE_CHECKING:
+    from robofactory.evaluation.rollout import Play
 
 
 def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) -> EpisodeResult:
@@ -22,7 +24,7 @@ def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) 
 
 
 def play_all_well():
-    def play(seat: int, seed: int) -> Play:
+    def play(seat: int, seed: int) -> "Play":
         return sample_episode(seed)
         yield []  # a generator that asks for nothing, as where the expert drives every agent
 
@@ -32,7 +34,7 @@ def play_all_well():
 def play_with_trouble():
     """Seed 1 raises, seed 3 kills its process, seed 2 fails, the others succeed."""
 
-    def play(seat: int, seed: int) -> Play:
+    def play(seat: int, seed: int) -> "Play":
         get_into_trouble(seed)
         return sample_episode(seed, FAILURE if seed == 2 else SUCCESS)
         yield []
@@ -55,7 +57,9 @@ NUM_STEPS = 6
 def play_asking(has_trouble: bool, pause_s: float):
     """Two agents add what they are answered to where they are; episodes are of different lengths and paces."""
 
-    def play(seat: int, seed: int) -> Play:
+    from robofactory.shapes import Observation
+
+    def play(seat: int, seed: int) -> "Play":
         pictures = np.random.default_rng(seed).integers(0, 255, (2, 28, 28, 3), np.uint8)
         places = np.zeros((2, 8), np.float32)
         passes = 0
@@ -85,7 +89,7 @@ def refuse_the_checkpoint():
 
 
 def refuse_the_observation():
-    def play(seat: int, seed: int) -> Play:
+    def play(seat: int, seed: int) -> "Play":
         raise UserError("the observation has no view 'wrist'")
         yield []
 
