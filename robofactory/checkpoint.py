@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from robofactory.codec.codec import Codec
 from robofactory.config import RecipeConfig, UserError, find_weights, from_yaml, to_yaml
-from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors
+from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors, twin
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 
 ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
@@ -256,12 +257,24 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Ope
         UserError: a file is missing, unreadable or of another model, or the published weights are not those that it was
             trained on; the line names the file.
     """
-    verify(directory)
-    recipe = load_recipe_of(directory)
-    codec = Codec.load(directory)
-    model = build_model(recipe, codec, device)
-    load_trained(directory, model)
-    return model.eval(), codec, recipe
+    (loaded,) = load_models([directory], device)
+    return loaded
+
+
+def load_models(
+    directories: Sequence[Path], device: torch.device | str = "cpu"
+) -> list[tuple[OpenVLA, Codec, RecipeConfig]]:
+    """As `load_model`, of several directories; models with adapters of the same size on the same base share it."""
+    loaded: list[tuple[OpenVLA, Codec, RecipeConfig]] = []
+    for directory in directories:
+        verify(directory)
+        recipe, codec = load_recipe_of(directory), Codec.load(directory)
+        sizes = recipe.model, codec.proprio_dim
+        alike = [m for m, c, r in loaded if recipe.model.use_lora and (r.model, c.proprio_dim) == sizes]
+        model = twin(alike[0]) if alike else build_model(recipe, codec, device)
+        load_trained(directory, model)
+        loaded.append((model.eval(), codec, recipe))
+    return loaded
 
 
 def load_trained(directory: Path, model: OpenVLA) -> None:

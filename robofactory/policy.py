@@ -1,19 +1,21 @@
 """A checkpoint that acts: the only inference path, used by evaluation and by serving alike."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
+from robofactory.model.lora import mix
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
-from robofactory.shapes import Observation
+from robofactory.shapes import Action, Observation
 
 
 class Policy:
@@ -63,9 +65,94 @@ class Policy:
         if draft is not None and len(draft) != len(observations):
             draft = None
         with autocast(self.model):
-            tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, self.generator, draft)
+            generators = [self.generator] * len(observations)
+            tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, generators, draft)
         self.last_tokens = tokens
         return self.codec.decode_actions(tokens.cpu().numpy())
+
+
+@dataclass
+class Memory:
+    """What a policy carries from one step of an episode to the next: the draws to come, and where to begin."""
+
+    generator: torch.Generator
+    last_tokens: Int64[Tensor, " a"]
+
+
+class Policies:
+    """The policies of several agents, each of which acts in several episodes at a time, all in one batch.
+
+    Policies that are adapters of one base share it in memory, and answer in one pass over it. An episode does not depend
+    on the others, to the bit: a batch always has the same shape, with copies in the place of episodes that have nothing
+    to ask, and an episode keeps its row. In another row, or a batch of another size, sums are rounded differently.
+    """
+
+    def __init__(
+        self, models: Mapping[int, OpenVLA], codecs: Mapping[int, Codec], num_rows: int, temperature: float = 0.0
+    ):
+        """The models and codecs are by agent; `num_rows` is the number of episodes in a batch."""
+        self.codecs, self.num_rows, self.temperature = codecs, num_rows, temperature
+        self.device = next(next(iter(models.values())).parameters()).device
+        alike: dict[tuple[int, ...], list[int]] = {}  # agents on one base whose batches have one shape
+        for agent, model in models.items():
+            base, codec = model.language_model.model.embed_tokens.weight, codecs[agent]
+            sizes = id(base), len(codec.views), codec.proprio_dim, codec.action_dim
+            alike.setdefault(sizes, []).append(agent)
+        self.parts = [
+            (models[agents[0]] if len(agents) == 1 else mix([models[agent] for agent in agents]), agents)
+            for agents in alike.values()
+        ]
+
+    @classmethod
+    def load(
+        cls, checkpoints: Mapping[int, Path], num_rows: int, device: str = "cpu", temperature: float = 0.0
+    ) -> "Policies":
+        """Raises UserError when a directory is no checkpoint; the line names the file that is missing or wrong."""
+        loaded = dict(zip(checkpoints, checkpoint.load_models(list(checkpoints.values()), device), strict=True))
+        models = {agent: model for agent, (model, _, _) in loaded.items()}
+        return cls(models, {agent: codec for agent, (_, codec, _) in loaded.items()}, num_rows, temperature)
+
+    def start_episode(self, seed: int) -> dict[int, Memory]:
+        """By agent: what the episode of a seed begins with."""
+        return {
+            agent: Memory(
+                torch.Generator(self.device).manual_seed(seed),
+                torch.full((self.codecs[agent].action_dim,), model.first_action_id, device=self.device),
+            )
+            for model, agents in self.parts
+            for agent in agents
+        }
+
+    @torch.inference_mode()
+    def act(
+        self, asked: Mapping[int, tuple[dict[int, Memory], Sequence[Observation]]]
+    ) -> dict[int, tuple[dict[int, Action], int]]:
+        """The actions of each episode that asks, by agent, and how many passes through the language layers they took.
+
+        Args:
+            asked: row -> the episode's memory, which is brought up to date, and what every agent of the scene sees.
+        """
+        assert asked and set(asked) <= set(range(self.num_rows)), (set(asked), self.num_rows)
+        answers: dict[int, tuple[dict[int, Action], int]] = {row: ({}, 0) for row in asked}
+        for model, agents in self.parts:
+            memories = {(agent, row): memory[agent] for agent in agents for row, (memory, _) in asked.items()}
+            examples = {at: self.codecs[at[0]].encode_observation(asked[at[1]][1][at[0]]) for at in memories}
+            places = [(agent, row) for agent in agents for row in range(self.num_rows)]
+            sources = [at if at in memories else (at[0], min(asked)) for at in places]
+            codec = self.codecs[agents[0]]  # the other agents' has the same prompt and sizes
+            batch = codec.collate([examples[source] for source in sources]).to(self.device)
+            generators = [memories[at].generator if at in memories else torch.Generator(self.device) for at in places]
+            draft = torch.stack([memories[source].last_tokens for source in sources])
+            with autocast(model):
+                tokens = model.generate(batch, codec.action_dim, self.temperature, generators, draft)
+            ids = tokens.cpu().numpy()
+            for index, (agent, row) in enumerate(places):
+                if row in asked:
+                    memories[agent, row].last_tokens = tokens[index]
+                    actions, passes = answers[row]
+                    actions[agent] = self.codecs[agent].decode_actions(ids[index])
+                    answers[row] = actions, passes + model.row_passes[index]
+        return answers
 
 
 def digest_of_weights(checkpoint: Path) -> str:

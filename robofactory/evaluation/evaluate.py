@@ -1,7 +1,7 @@
 """Play a task in simulation with trained policies and report how often they succeed.
 
 Every agent of the task acts by its own checkpoint, one policy call per control step; or one does, beside the scripted
-expert. Results, videos and a report that opens without a network land in one directory.
+expert. Several episodes run side by side, and the policies answer them in batches. Results, videos and a report that opens without a network land in one directory.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from robofactory.config import (
 
 if TYPE_CHECKING:
     from robofactory.evaluation.results import EpisodeResult, Evaluation, Protocol
+    from robofactory.evaluation.workers import Setup
+    from robofactory.policy import Policies
 
 EXPERT = "expert"
 
@@ -80,13 +82,18 @@ trained unless visual_detail or shader is overridden.""",
     )
     add("--max_steps", type=int, help="control steps after which an episode has failed (default: the scene's)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest action token, above samples (default: 0)")
-    add("--workers", type=int, help="processes (default: one a core; one where a GPU runs the policies)")
+    add("--workers", type=int, help="processes that simulate (default: one a core)")
+    add(
+        "--batch",
+        type=int,
+        help="episodes that the policies answer together, of twice as many (default: 4; 8 on a GPU)",
+    )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
     add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
     add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     args = parser.parse_intermixed_args(arguments)
-    for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1}.items():
+    for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1, "batch": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
@@ -96,7 +103,7 @@ trained unless visual_detail or shader is overridden.""",
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     from robofactory.evaluation import report, results, rollout
-    from robofactory.policy import digest_of_weights
+    from robofactory.policy import Policies, digest_of_weights
 
     results.require_unseen_seeds(args.seed, args.episodes)
 
@@ -106,8 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
     device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
-    looks, fingerprints = inspect_policies(checkpoints, device)
-    scene = scene_as_trained(scene, looks, args.overrides)
+    batch_size = (args.batch or (8 if device.startswith("cuda") else 4)) if learned else 1
+    policies = Policies.load(checkpoints, batch_size, device, args.temperature) if learned else None
+    codecs = {} if policies is None else policies.codecs
+    scene = scene_as_trained(scene, {agent: codec.look for agent, codec in codecs.items()}, args.overrides)
     if args.max_steps:
         scene = dataclasses.replace(scene, max_episode_steps=args.max_steps)
     per_agent = [checkpoints.get(agent) for agent in range(scene.num_agents)]
@@ -117,12 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint=checkpoint_name(checkpoints, args.checkpoint) if learned else None,
         drivers=[args.policy if agent in checkpoints else EXPERT for agent in range(scene.num_agents)],
         checkpoints=[None if path is None else str(path) for path in per_agent],
-        fingerprints=[fingerprints.get(agent) for agent in range(scene.num_agents)],
+        fingerprints=[codecs[agent].fingerprint if agent in codecs else None for agent in range(scene.num_agents)],
         weights=[None if path is None else digest_of_weights(path) for path in per_agent],
         first_seed=args.seed,
         num_episodes=args.episodes,
         max_steps=scene.max_episode_steps,
         temperature=args.temperature,
+        batch_size=batch_size,
         scene=to_yaml(scene),
         renderer=results.renderer(),
         versions=results.versions(),
@@ -131,12 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # ---- play what is not played yet
     directory = root / directory_name(learned, scene.num_agents)
     directory.mkdir(parents=True, exist_ok=True)
-    print(f"{protocol.title}: {args.episodes} episodes of {scene.task}, {num_workers} at a time, into {directory}")
-    plan = rollout.Plan(
-        scene, per_agent, args.temperature, device, directory if args.videos else None, num_threads
-    )  # fmt: skip
+    print(f"{protocol.title}: {args.episodes} episodes of {scene.task} in {num_workers} processes, into {directory}")
+    plan = rollout.Plan(scene, learned, directory if args.videos else None, num_threads)
     done = episodes_played(directory, protocol)
-    evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers)
+    evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers, policies)
 
     # ---- keep some videos, report
     evaluation = keep_videos(evaluation, directory, args.videos)
@@ -190,19 +198,6 @@ def directory_name(learned: list[int], num_agents: int) -> str:
 # --------------------------------------------------------------------------------------------------- what they see
 
 
-def inspect_policies(checkpoints: dict[int, Path], device: str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """The look each policy was trained on, and its fingerprint. Loads them: a broken one fails here, at once."""
-    if not checkpoints:
-        return {}, {}
-    from robofactory.policy import Policy
-
-    looks, fingerprints = {}, {}
-    for agent, directory in checkpoints.items():
-        policy = Policy.load(directory, device)
-        looks[agent], fingerprints[agent] = policy.codec.look, policy.fingerprint
-    return looks, fingerprints
-
-
 def scene_as_trained(scene: SceneConfig, looks: dict[int, dict[str, Any]], overrides: Sequence[str]) -> SceneConfig:
     """The scene rendered as the policies were trained, except for what the user asked for in so many words.
 
@@ -243,15 +238,17 @@ def describe(look: dict[str, Any]) -> str:
 
 
 def hardware(device: str | None, workers: int | None, has_policies: bool) -> tuple[str, int, int]:
-    """Device of the policies, number of processes, threads in each."""
+    """Device of the policies, number of processes that simulate, threads in each; sets those of the policies."""
     import torch
 
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: there is no CUDA GPU; leave it away, or use cpu")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cores = len(os.sched_getaffinity(0))
-    workers = workers or (1 if device.startswith("cuda") and has_policies else cores)
+    workers = workers or cores
     num_threads = max(1, cores // workers)
+    if has_policies:  # while they answer one half of the episodes, the other half is stepped
+        torch.set_num_threads(max(1, cores // 2))
     for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS"):  # of numpy and torch; of Mesa's software renderer
         os.environ.setdefault(name, str(num_threads))
     return device, workers, num_threads
@@ -276,7 +273,12 @@ def episodes_played(directory: Path, protocol: "Protocol") -> "list[EpisodeResul
 
 
 def play(
-    protocol: "Protocol", done: "list[EpisodeResult]", directory: Path, setup: Any, num_workers: int
+    protocol: "Protocol",
+    done: "list[EpisodeResult]",
+    directory: Path,
+    setup: "Setup",
+    num_workers: int,
+    policies: "Policies | None" = None,
 ) -> "Evaluation":
     """The whole evaluation; what is complete is on disk after every episode."""
     from tqdm import tqdm
@@ -289,7 +291,7 @@ def play(
     seeds = [seed for seed in protocol.seeds if seed not in played]
     bar = tqdm(total=protocol.num_episodes, initial=len(done), unit="episode", dynamic_ncols=True, disable=None)
     with bar:
-        for episode in workers.play_episodes(setup, seeds, num_workers):
+        for episode in workers.play_episodes(setup, seeds, num_workers, policies):
             if episode.outcome == results.CRASH:
                 tqdm.write(f"seed {episode.seed} crashed: {episode.reason}")
                 if (directory / rollout.video_name(episode.seed)).exists():

@@ -140,6 +140,7 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         "seeds": f"{protocol.first_seed} to {protocol.seeds[-1]}",
         "step limit": protocol.max_steps,
         "temperature": f"{protocol.temperature:g}" + (" (greedy)" if protocol.temperature == 0 else ""),
+        "episodes in a batch": protocol.batch_size,
         "renderer": protocol.renderer,
         **{f"agent {k}": _driver(protocol, k) for k in range(len(protocol.drivers))},
         **protocol.versions,

@@ -34,8 +34,8 @@ class EpisodeResult:
     phases: what the expert would do next, one per agent, at the last step.
     reason: why it was no success, in words; for a crash the exception.
     measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
-    policy_ms, passes_per_action: means over the policy calls, of wall time and of passes through the language layers;
-        None when the expert drove every agent.
+    policy_ms, passes_per_action: means over the policies' actions, of wall time (a batch's is shared among its actions)
+        and of passes through the language layers; None when the expert drove every agent.
     video: path below the evaluation's directory.
     """
 
@@ -67,6 +67,7 @@ class Protocol:
     num_episodes: int
     max_steps: int
     temperature: float
+    batch_size: int  # episodes that the policies answer together; the size changes how sums are rounded
     scene: str  # YAML, as it was simulated
     renderer: str
     versions: dict[str, str]

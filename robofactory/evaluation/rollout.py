@@ -1,9 +1,12 @@
-"""One episode: the simulator, who drives each agent, the video, and why it failed."""
+"""One episode: the simulator, who drives each agent, the video, and why it failed.
+
+An episode is a generator: it asks for the actions of learned policies and knows nothing of who answers.
+"""
 
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,66 +30,70 @@ BACKGROUND, TEXT = (24, 26, 31), (226, 230, 236)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker process needs to build its simulator and its policies."""
+    """What a worker process needs to build its simulators."""
 
     scene: SceneConfig  # its `max_episode_steps` is the step limit
-    checkpoints: list[Path | None]  # per agent; None: the scripted expert drives it
-    temperature: float  # 0: greedy
-    device: str
+    learned: list[int]  # the agents that policies drive; the scripted expert has the others
     directory: Path | None  # videos go below it; None: no videos
     num_threads: int
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the policies do next in an episode."""
+
+    actions: dict[int, Action]  # by agent
+    seconds: float  # this episode's share of the time it took
+    num_passes: int  # through the language layers, of all agents
+
+
+Play = Generator[list[Observation], Answer, EpisodeResult]  # asks with what every agent sees
+
+
 class Rollout:
-    """A simulator and the policies of a plan; called with a seed it plays that episode."""
+    """The simulators of a plan, one for each seat: where one episode is played at a time."""
 
     def __init__(self, plan: Plan):
-        from robofactory.policy import Policy
-        from robofactory.sim.env import make_env
-
         torch.set_num_threads(plan.num_threads)
         self.plan = plan
-        self.policies: dict[int, Policy] = {
-            agent: Policy.load(checkpoint, plan.device, plan.temperature)
-            for agent, checkpoint in enumerate(plan.checkpoints)
-            if checkpoint is not None
-        }
-        self.is_seen = bool(self.policies) or plan.directory is not None  # the expert alone needs no images
-        self.env = make_env(plan.scene, render=self.is_seen)
+        self.is_seen = bool(plan.learned) or plan.directory is not None  # the expert alone needs no images
+        self.envs: dict[int, Any] = {}  # by seat
 
-    def __call__(self, seed: int) -> EpisodeResult:
-        from robofactory.sim.env import make_expert, observe
+    def __call__(self, seat: int, seed: int) -> Play:
+        from robofactory.sim.env import make_env, make_expert, observe
 
-        started, policy_seconds, policy_calls = time.perf_counter(), 0.0, 0
-        for policy in self.policies.values():
-            policy.start_episode(seed)  # nothing depends on which worker plays it
-        passes_before = sum(policy.num_passes for policy in self.policies.values())
+        started, policy_seconds, policy_calls, num_passes = time.perf_counter(), 0.0, 0, 0
+        if seat not in self.envs:
+            self.envs[seat] = make_env(self.plan.scene, render=self.is_seen)
+        env = self.envs[seat]
         video = None if self.plan.directory is None else self.plan.directory / video_name(seed)
-        names = [f"agent {k} ({'policy' if k in self.policies else EXPERT})" for k in range(self.plan.scene.num_agents)]
+        learned = self.plan.learned
+        names = [f"agent {k} ({'policy' if k in learned else EXPERT})" for k in range(self.plan.scene.num_agents)]
         info: dict[str, Any] = {}
         has_succeeded, has_succeeded_robofactory, steps = False, False, 0
         has_held = np.zeros(len(names), bool)
         # Physics built anew: without, contacts of the last episode change this one in the fourth digit.
-        self.env.reset(seed=seed, options={"reconfigure": True})
-        expert = make_expert(self.env)
+        env.reset(seed=seed, options={"reconfigure": True})
+        expert = make_expert(env)
         with EpisodeVideo(video, self.plan.scene.control_freq_hz, names) as film:
             while True:
-                observations = observe(self.env) if self.is_seen else []
+                observations = observe(env) if self.is_seen else []
                 film.add(observations, f"seed {seed}   step {steps}   {'success' if has_succeeded else ''}")
                 if has_succeeded or steps == self.plan.scene.max_episode_steps:
                     break
-                actions: list[Action] = expert.act() if None in self.plan.checkpoints else [np.empty(0)] * len(names)
-                for agent, policy in self.policies.items():
-                    called = time.perf_counter()
-                    actions[agent] = policy.act([observations[agent]])[0]
-                    policy_seconds += time.perf_counter() - called
-                    policy_calls += 1
-                _, _, _, _, info = self.env.step({f"panda-{k}": action for k, action in enumerate(actions)})
+                actions = expert.act() if len(learned) < len(names) else [np.empty(0)] * len(names)
+                if learned:
+                    answer = yield observations
+                    for agent in learned:
+                        actions[agent] = answer.actions[agent]
+                    policy_seconds += answer.seconds
+                    num_passes += answer.num_passes
+                    policy_calls += len(learned)
+                _, _, _, _, info = env.step({f"panda-{k}": action for k, action in enumerate(actions)})
                 steps += 1
                 has_succeeded = bool(_number(info["success"]))
                 has_succeeded_robofactory |= bool(_number(info["success_robofactory"]))
                 has_held |= _per_agent(info["held"])
-        num_passes = sum(policy.num_passes for policy in self.policies.values()) - passes_before
         return EpisodeResult(
             seed=seed,
             outcome=SUCCESS if has_succeeded else FAILURE,

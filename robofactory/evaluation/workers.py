@@ -1,56 +1,96 @@
-"""Episodes in parallel processes, any of which may crash without ending the evaluation."""
+"""Episodes in parallel processes, any of which may crash without ending the evaluation; one process has the policies.
 
+An episode is played at a seat: a simulator in a worker process. It asks this process what the policies do next. The
+seats are in two groups, each of which asks in one batch, so that the one steps while the other is answered. Which
+episodes meet in a batch is a matter of time and changes nothing (see `robofactory.policy.Policies`): the seed decides
+the row.
+"""
+
+import contextlib
 import multiprocessing
 import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, EpisodeResult
 
+if TYPE_CHECKING:
+    from robofactory.evaluation.rollout import Answer, Play
+    from robofactory.policy import Memory, Policies
+    from robofactory.shapes import Observation
+
+NUM_GROUPS = 2
+Setup = Callable[[], Callable[[int, int], "Play"]]
+
 
 def play_episodes(
-    setup: Callable[[], Callable[[int], EpisodeResult]], seeds: Sequence[int], num_workers: int
+    setup: Setup, seeds: Sequence[int], num_workers: int, policies: "Policies | None" = None
 ) -> Iterator[EpisodeResult]:
     """Episodes in the order they end, played in parallel.
 
-    An exception in an episode ends its process, is reported as that episode's crash, and a fresh process takes the next
-    seed; so does a process that dies (a fault in a driver, no memory left).
+    An exception in an episode ends its process, and is reported as that episode's crash; so is the death of a process
+    (a fault in a driver, no memory left) while it steps. A fresh process takes the next seed, and plays the other
+    episodes of the old one again from their start.
 
     Args:
-        setup: called in every process (it is pickled); what it returns plays one seed.
+        setup: called in every process (it is pickled); what it returns plays a seed at a seat.
         seeds: each once.
+        policies: answer the episodes' questions, and say how many there are at a time; None: they have none.
     Raises:
         UserError: `setup` failed: no episode could be played at all.
     """
-    queue = list(reversed(seeds))
-    workers = [_Worker(setup) for _ in range(min(num_workers, len(seeds)))]
+    num_rows = 1 if policies is None else policies.num_rows
+    num_seats = num_workers if policies is None else NUM_GROUPS * num_rows
+    queues = [deque(seed for seed in seeds if seed % num_rows == row) for row in range(num_rows)]
+    seats = [_Seat(number, num_rows) for number in range(num_seats)]
+    num_workers = min(num_workers, num_seats, len(seeds))
+    workers = [
+        _Worker(setup, [seat for seat in seats if seat.number * num_workers // num_seats == index])
+        for index in range(num_workers)
+    ]
     try:
         while workers:
-            ready = wait([worker.pipe for worker in workers])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                kind, content = worker.receive()
+            pipes = wait([worker.pipe for worker in workers])
+            for worker in [worker for worker in workers if worker.pipe in pipes]:
+                kind, seat, content = worker.receive()
                 if kind == "setup failed":
                     raise UserError(f"the simulator or the policies could not be set up: {content}")
                 if kind == "user error":
                     raise UserError(content)
-                if kind == "episode":
-                    yield content
+                if kind == "question":
+                    assert seat is not None
+                    seat.question = content
+                    continue
                 if kind == "crash":
-                    assert worker.seed is not None
-                    yield crash(worker.seed, time.perf_counter() - worker.started, content)
-                if kind == "crash" and queue:
-                    workers[workers.index(worker)] = _Worker(setup)
-                elif kind != "crash" and queue:
-                    worker.play(queue.pop())
-                else:
+                    assert seat is not None and seat.seed is not None
+                    yield crash(seat.seed, time.perf_counter() - seat.started, content)
+                    for other in worker.seats:
+                        if other is not seat and other.seed is not None:
+                            queues[other.row].appendleft(other.seed)
+                        other.leave()
+                    workers.remove(worker)
+                    if any(queues[other.row] for other in worker.seats):
+                        workers.append(_Worker(setup, worker.seats))
+                    continue
+                if kind == "episode":
+                    assert seat is not None
+                    seat.leave()
+                    yield content
+                for free in [seat] if seat is not None else worker.seats:  # all of them when it is "ready"
+                    if queues[free.row]:
+                        worker.play(free, queues[free.row].popleft())
+                if all(each.seed is None for each in worker.seats):
                     worker.stop()
                     workers.remove(worker)
+            for group in range(NUM_GROUPS):
+                _answer([seat for seat in seats if seat.group == group], workers, policies)
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -61,49 +101,114 @@ def crash(seed: int, seconds: float, message: str) -> EpisodeResult:
     return EpisodeResult(seed, CRASH, 0, round(seconds, 3), False, [], message, {}, None, None, None)
 
 
+class _Seat:
+    """Where one episode at a time is played: a row of a group's batch."""
+
+    def __init__(self, number: int, num_rows: int):
+        self.number, self.group, self.row = number, number // num_rows, number % num_rows
+        self.leave()
+
+    def take(self, seed: int) -> None:
+        self.seed, self.started = seed, time.perf_counter()
+
+    def leave(self) -> None:
+        self.seed: int | None = None
+        self.started = 0.0
+        self.memory: dict[int, Memory] | None = None  # of the policies; None until the episode asks for the first time
+        self.question: list[Observation] | None = None
+
+
+def _answer(group: Sequence[_Seat], workers: Sequence["_Worker"], policies: "Policies | None") -> None:
+    """Answer all questions of a group in one batch, unless one more is about to come.
+
+    For an episode that has not begun yet nobody waits: the first picture of a process takes ten seconds.
+    """
+    asking = {seat.row: seat for seat in group if seat.question is not None}
+    if not asking or any(seat.memory is not None and seat.question is None for seat in group):
+        return
+    assert policies is not None, "an episode asks, and there are no policies"
+    from robofactory.evaluation.rollout import Answer
+
+    started = time.perf_counter()
+    asked = {}
+    for row, seat in asking.items():
+        assert seat.seed is not None and seat.question is not None
+        seat.memory = seat.memory or policies.start_episode(seat.seed)
+        asked[row] = seat.memory, seat.question
+    answers = policies.act(asked)
+    seconds = (time.perf_counter() - started) / len(asking)
+    for worker in workers:
+        for seat in worker.seats:
+            if seat in asking.values():
+                actions, num_passes = answers[seat.row]
+                seat.question = None
+                worker.tell(seat, Answer(actions, seconds, num_passes))
+
+
 class _Worker:
-    def __init__(self, setup: Callable[[], Callable[[int], EpisodeResult]]):
+    def __init__(self, setup: Setup, seats: "list[_Seat]"):
         context = multiprocessing.get_context("spawn")  # fork copies neither Vulkan nor CUDA
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
         self.process.start()
         theirs.close()  # so that its death reads as the end of the pipe
-        self.seed: int | None = None
-        self.started = 0.0
+        self.seats = seats
+        self.is_ready = False
+        self.told: list[_Seat] = []  # seats that it has to step, in the order in which it does
 
-    def play(self, seed: int) -> None:
-        self.seed, self.started = seed, time.perf_counter()
-        self.pipe.send(seed)
+    def play(self, seat: _Seat, seed: int) -> None:
+        seat.take(seed)
+        self.tell(seat, seed)
+
+    def tell(self, seat: _Seat, content: "int | Answer") -> None:
+        self.told.append(seat)
+        with contextlib.suppress(ConnectionError):  # it is dead: `receive` will say so
+            self.pipe.send((seat.number, content))
 
     def stop(self) -> None:
         if self.process.is_alive():
             self.process.terminate()
         self.process.join()
 
-    def receive(self) -> tuple[str, Any]:
+    def receive(self) -> tuple[str, _Seat | None, Any]:
+        """What kind of news, of which seat, and what it is."""
         try:
-            return self.pipe.recv()
-        except EOFError:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            return "setup failed" if self.seed is None else "crash", f"the process died ({died})"
+            kind, content = "crash" if self.is_ready else "setup failed", f"the process died ({died})"
+        if kind in ("ready", "setup failed", "user error"):
+            self.is_ready = kind == "ready"
+            return kind, None, content
+        if self.told:
+            return kind, self.told.pop(0), content
+        return kind, next(seat for seat in self.seats if seat.seed is not None), content  # it died while all waited
 
 
-def _serve(pipe: Connection, setup: Callable[[], Callable[[int], EpisodeResult]]) -> None:
-    """The life of a worker process."""
+def _serve(pipe: Connection, setup: Setup) -> None:
+    """The life of a worker process: each message moves one seat's episode on, to its next question or its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it keeps what is complete and ends us
     with _Reported(pipe, "setup failed"):
-        play = setup()
+        start = setup()
     pipe.send(("ready", None))
+    episodes: dict[int, Play] = {}
     while True:
         try:
-            seed = pipe.recv()
+            seat, content = pipe.recv()
         except EOFError:  # the parent is gone
             return
         with _Reported(pipe, "crash"):
-            result = play(seed)
-        pipe.send(("episode", result))
+            try:
+                if isinstance(content, int):
+                    episodes[seat] = start(seat, content)
+                    news = "question", next(episodes[seat])
+                else:
+                    news = "question", episodes[seat].send(content)
+            except StopIteration as end:
+                news = "episode", end.value
+        pipe.send(news)
 
 
 class _Reported:

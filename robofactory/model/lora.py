@@ -4,7 +4,9 @@ What is trained is float32, so that small updates are not lost; what is frozen k
 model under autocast when the two differ.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,55 @@ def merge_adapters(model: OpenVLA) -> None:
     for module in (model.language_model, model.vision_backbone):
         if hasattr(module, "peft_config"):
             del module.peft_config
+
+
+# ------------------------------------------------------------------------------------- several policies, one base
+
+
+def twin(model: OpenVLA) -> OpenVLA:
+    """Another model on the same base: what is frozen is one memory for both, what is trained is a copy."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()] if not t.requires_grad})
+
+
+class PerPart(nn.Module):
+    """Equal parts of a batch, each through a module of its own."""
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chunks = x.chunk(len(self.parts))
+        return torch.cat([part(chunk) for part, chunk in zip(self.parts, chunks, strict=True)])
+
+
+class MixedLinear(nn.Module):
+    """One base layer for the whole batch, and for each of its equal parts the adapter of another model."""
+
+    def __init__(self, layers: Sequence[LoraLayer]):
+        super().__init__()
+        self.base = layers[0].get_base_layer()
+        self.down = PerPart([layer.lora_A[ADAPTER] for layer in layers])
+        self.up = PerPart([layer.lora_B[ADAPTER] for layer in layers])
+        (self.scaling,) = {layer.scaling[ADAPTER] for layer in layers}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x)) * self.scaling
+
+
+def mix(models: Sequence[OpenVLA]) -> OpenVLA:
+    """Twins as one model, for generation: of a batch in as many equal parts, each part is answered as by its twin.
+
+    The base runs once, over the whole batch; adapters and proprio projectors switch inside it. No weight is copied.
+    """
+    mixed = copy.deepcopy(models[0], {id(t): t for t in [*models[0].parameters(), *models[0].buffers()]})
+    for name, module in models[0].named_modules():
+        if isinstance(module, LoraLayer):
+            layers = [model.get_submodule(name) for model in models]
+            mixed.set_submodule(name, MixedLinear(layers))  # type: ignore[arg-type]
+    if mixed.proprio_projector is not None:
+        mixed.proprio_projector = PerPart([m.proprio_projector for m in models])  # type: ignore[assignment, misc]
+    return mixed
 
 
 # ------------------------------------------------------------------------------------------------------------ counts

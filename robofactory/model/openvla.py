@@ -5,6 +5,7 @@ every row, so only these columns get logits, and the last language layer compute
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -185,6 +186,7 @@ class OpenVLA(nn.Module):
         self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
         self.num_recomputed_layers: int | None = 0  # see TrainingConfig
         self.num_passes = 0  # through the language layers for generation, since this object exists
+        self.row_passes: list[int] = []  # of the last generation: after how many each row's tokens were final
 
     # ----- sequence
 
@@ -282,7 +284,7 @@ class OpenVLA(nn.Module):
         batch: Batch,
         num_tokens: int,
         temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] = (),
         draft: Int64[Tensor, "b _n"] | None = None,
     ) -> Int64[Tensor, "b _n"]:
         """Action tokens, each the likeliest after those before it; only the 256 action ids can come out.
@@ -297,6 +299,7 @@ class OpenVLA(nn.Module):
 
         Args:
             temperature: 0 takes the likeliest token; above 0, draws from softmax(logits / temperature).
+            generators: of the draws, one for each row (one may serve several), so that none depends on another row.
             draft: action tokens to begin with, e.g. those of the previous time step.
         """
         model = self.language_model.model
@@ -308,7 +311,9 @@ class OpenVLA(nn.Module):
         action_rows = self.language_model.lm_head.weight[self.first_action_id : self.first_action_id + NUM_BINS]
         noise = torch.zeros(len(prompt), num_tokens, NUM_BINS, device=prompt.device)
         if temperature > 0.0:  # the largest of logits + Gumbel noise is a draw from their softmax
-            noise.exponential_(generator=generator).log_().mul_(-temperature)
+            for row, generator in zip(noise, generators, strict=True):
+                row.exponential_(generator=generator)
+            noise.log_().mul_(-temperature)
 
         def answer(hidden: Tensor) -> Int64[Tensor, "b _n"]:
             self.num_passes += 1
@@ -317,13 +322,17 @@ class OpenVLA(nn.Module):
 
         guess = prompt.new_full(noise.shape[:2], self.first_action_id, dtype=torch.int64) if draft is None else draft
         tokens = answer(torch.cat([prompt, model.embed_tokens(guess[:, :-1])], dim=1))
+        passes, is_open = torch.ones_like(tokens[:, 0]), torch.ones_like(tokens[:, 0], dtype=torch.bool)
         for _ in range(num_tokens):
             guess = tokens
             for cache in caches:
                 cache.length = num_given
             tokens = answer(torch.cat([prompt[:, -1:], model.embed_tokens(guess[:, :-1])], dim=1))
-            if tokens[:, :-1].equal(guess[:, :-1]):
+            passes += is_open
+            is_open = (tokens[:, :-1] != guess[:, :-1]).any(dim=1)  # never again once a row's guess was its answer
+            if not is_open.any():
                 break
+        self.row_passes = passes.tolist()
         return tokens
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import play_with_trouble, sample_episode
@@ -204,8 +205,47 @@ def test_an_episode_does_not_depend_on_what_its_worker_played_before():
     """Contacts and drive targets survived a plain reset: seed 10004 ended 0.6 mm elsewhere after another episode."""
     from robofactory.evaluation.rollout import Plan, Rollout
 
-    play = Rollout(Plan(sample_scene("visual_detail=low"), [None, None], 0.0, "cpu", None, 1))
-    alone = play(10_004)
-    play(10_002)
-    after_another = play(10_004)
-    assert after_another.measures == alone.measures and after_another.steps == alone.steps
+    play = Rollout(Plan(sample_scene("visual_detail=low"), [], None, 1))
+
+    def outcome(seed: int) -> tuple[int, dict[str, float]]:
+        with pytest.raises(StopIteration) as end:
+            next(play(0, seed))
+        return end.value.value.steps, end.value.value.measures
+
+    alone = outcome(10_004)
+    outcome(10_002)
+    assert outcome(10_004) == alone
+
+
+@pytest.mark.sim
+def test_environments_side_by_side_in_one_process_do_not_touch_each_other():
+    from robofactory.evaluation.rollout import Answer, Plan, Rollout
+
+    look = LOW | {"camera_sizes": {view: [16, 12] for view in LOW["camera_sizes"]}}
+    scene = dataclasses.replace(with_look(sample_scene(), look), max_episode_steps=6)
+    rollout = Rollout(Plan(scene, [0], None, 1))
+    seen = {"alone": [], "beside another": []}
+
+    def start(seat: int, seed: int):
+        episode = rollout(seat, seed)
+        return episode, next(episode)
+
+    def push(episode, observations):
+        action = observations[0].proprio + np.float32(0.05)
+        return episode.send(Answer({0: action}, 0.0, 0))
+
+    for name, kept in seen.items():
+        episode, observations = start(0, 10_004)
+        if name != "alone":
+            other, of_other = start(1, 10_002)
+        for _ in range(5):
+            kept.append(observations)
+            observations = push(episode, observations)
+            if name != "alone":
+                of_other = push(other, of_other)
+    for one, two in zip(*seen.values(), strict=True):
+        for ours, theirs in zip(one, two, strict=True):
+            np.testing.assert_array_equal(ours.proprio, theirs.proprio)
+            for view in ours.images:
+                np.testing.assert_array_equal(ours.images[view], theirs.images[view])
+    assert any((a.proprio != b.proprio).any() for a, b in zip(*(seen["alone"][k] for k in (0, -1)), strict=True))

@@ -1,15 +1,44 @@
+import dataclasses
+from functools import partial
+
+import numpy as np
 import pytest
+import torch
 from worker_samples import (
     fail_to_set_up,
     play_all_well,
+    play_asking,
     play_with_trouble,
     refuse_the_checkpoint,
     refuse_the_observation,
 )
 
-from robofactory.config import UserError
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
+from robofactory import checkpoint
+from robofactory.codec.codec import Codec
+from robofactory.config import UserError, load_recipe
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
 from robofactory.evaluation.workers import play_episodes
+from robofactory.model import precision
+from robofactory.policy import Policies
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Of two agents, by agent, and their codecs."""
+    sizes = {"dino": "{embed_dim: 32, depth: 2, num_heads: 2}", "siglip": "{embed_dim: 32, depth: 2, num_heads: 2}"}
+    sizes["language"] = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}"
+    overrides = [f"model.architecture.{name}={size}" for name, size in sizes.items()]
+    recipe = load_recipe("robot_openvla_tiny", ["model.architecture.image_size=28", "data.views=[wrist]", *overrides])
+    actions = np.random.default_rng(0).uniform(-1, 1, (50, 8))
+    codec = Codec.create(recipe, actions, actions, [f"joint{i}" for i in range(1, 8)] + ["gripper"], {})
+    torch.manual_seed(0)
+    return {agent: checkpoint.build_model(recipe, codec).eval() for agent in (0, 1)}, {0: codec, 1: codec}
+
+
+def played(setup, seeds, num_workers, policies) -> dict[int, EpisodeResult]:
+    """By seed; without the times, which no two runs share."""
+    episodes = play_episodes(setup, seeds, num_workers, policies)
+    return {each.seed: dataclasses.replace(each, seconds=0.0, policy_ms=None) for each in episodes}
 
 
 def test_every_seed_is_played_once_by_any_number_of_workers():
@@ -24,6 +53,29 @@ def test_an_exception_and_a_dying_process_are_crashes_and_do_not_stop_the_others
     assert episodes[1].reason == "RuntimeError: the simulator exploded"
     assert episodes[3].reason == "the process died (killed by SIGSEGV)"
     assert "Traceback" in capfd.readouterr().err, "where an episode crashed has to be findable"
+
+
+def test_episodes_are_the_same_to_the_bit_whatever_the_timing_and_whoever_crashes(models, capfd):
+    """In the number format of this machine. The episodes at the side of a crash are played again, from their start."""
+    policies = Policies(*models, num_rows=2, temperature=0.5)
+    calm = played(partial(play_asking, False, 0.0), range(7), 1, policies)
+    assert sorted(calm) == list(range(7)) and all(each.outcome == SUCCESS for each in calm.values())
+    assert len({tuple(each.measures.values()) for each in calm.values()}) == 7, "equal episodes would prove nothing"
+    troubled = played(partial(play_asking, True, 0.02), range(7), 2, policies)
+    assert {seed: each.reason for seed, each in troubled.items() if each.outcome == CRASH} == {
+        1: "RuntimeError: the simulator exploded",
+        3: "the process died (killed by SIGSEGV)",
+    }
+    assert troubled == calm | {seed: troubled[seed] for seed in (1, 3)}
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_batches_play_what_single_questions_play(models, monkeypatch):
+    """In float32, where two likeliest tokens are never as close as rounding."""
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    setup = partial(play_asking, False, 0.0)
+    single, batched = (played(setup, range(5), 1, Policies(*models, num_rows=rows)) for rows in (1, 4))
+    assert single == batched
 
 
 @pytest.mark.parametrize(

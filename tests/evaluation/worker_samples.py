@@ -2,10 +2,17 @@
 
 import os
 import signal
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
 from robofactory.evaluation.workers import crash
+
+if TYPE_CHECKING:
+    from robofactory.evaluation.rollout import Play
 
 
 def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) -> EpisodeResult:
@@ -17,20 +24,58 @@ def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) 
 
 
 def play_all_well():
-    return sample_episode
+    def play(seat: int, seed: int) -> "Play":
+        return sample_episode(seed)
+        yield []  # a generator that asks for nothing, as where the expert drives every agent
+
+    return play
 
 
 def play_with_trouble():
-    """Seed 1 raises, seed 3 kills its process, the others succeed; each process says how many episodes it played."""
-    played = []
+    """Seed 1 raises, seed 3 kills its process, seed 2 fails, the others succeed."""
 
-    def play(seed: int) -> EpisodeResult:
-        if seed == 1:
-            raise RuntimeError("the simulator\nexploded")
-        if seed == 3:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        played.append(seed)
+    def play(seat: int, seed: int) -> "Play":
+        get_into_trouble(seed)
         return sample_episode(seed, FAILURE if seed == 2 else SUCCESS)
+        yield []
+
+    return play
+
+
+def get_into_trouble(seed: int) -> None:
+    if seed == 1:
+        raise RuntimeError("the simulator\nexploded")
+    if seed == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+# ----------------------------------------------------------------------------------------------- with learned policies
+
+NUM_STEPS = 6
+
+
+def play_asking(has_trouble: bool, pause_s: float):
+    """Two agents add what they are answered to where they are; episodes are of different lengths and paces."""
+
+    from robofactory.shapes import Observation
+
+    def play(seat: int, seed: int) -> "Play":
+        pictures = np.random.default_rng(seed).integers(0, 255, (2, 28, 28, 3), np.uint8)
+        places = np.zeros((2, 8), np.float32)
+        passes = 0
+        steps = NUM_STEPS + seed % 3
+        for step in range(steps):
+            if has_trouble and step == NUM_STEPS // 2:
+                get_into_trouble(seed)
+            seen = [
+                Observation({"wrist": picture}, place, "lift") for picture, place in zip(pictures, places, strict=True)
+            ]
+            answer = yield seen
+            time.sleep(pause_s * ((seed + step) % 3))
+            places = np.clip(places + 0.1 * np.stack([answer.actions[agent] for agent in (0, 1)]), -1, 1)
+            passes += answer.num_passes
+        measures = {f"place_{k}": float(place) for k, place in enumerate(places.flatten())}
+        return EpisodeResult(seed, SUCCESS, steps, 0.0, True, [], None, measures, None, passes / (2 * steps), None)
 
     return play
 
@@ -44,7 +89,8 @@ def refuse_the_checkpoint():
 
 
 def refuse_the_observation():
-    def play(seed: int) -> EpisodeResult:
+    def play(seat: int, seed: int) -> "Play":
         raise UserError("the observation has no view 'wrist'")
+        yield []
 
     return play

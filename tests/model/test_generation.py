@@ -25,9 +25,9 @@ class Case:
     temperature: float
 
     def generate(self, draft: Tensor | None = None) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+        generators = [torch.Generator().manual_seed(row) for row in range(len(self.batch.input_ids))]
         with self.precision():
-            return self.model.generate(self.batch, NUM_TOKENS, self.temperature, generator, draft)
+            return self.model.generate(self.batch, NUM_TOKENS, self.temperature, generators, draft)
 
     def precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
@@ -168,7 +168,7 @@ def test_draws_follow_the_softmax_of_the_logits():
     expected = (logits / temperature).softmax(dim=-1)
 
     many = [None if each is None else each.expand(num_draws, *each.shape[1:]) for each in vars(row).values()]
-    draws = case.model.generate(Batch(*many), 1, temperature, torch.Generator().manual_seed(0))[:, 0]  # type: ignore
+    draws = case.model.generate(Batch(*many), 1, temperature, [torch.Generator().manual_seed(0)] * num_draws)[:, 0]  # type: ignore
     seen = torch.bincount(draws - FIRST_ACTION_ID, minlength=256) / num_draws
     chance = (2 / torch.pi * expected * (1 - expected) / num_draws).sqrt().sum()  # mean distance by chance
     assert (seen - expected).abs().sum() < 1.3 * chance
