@@ -30,6 +30,7 @@ STYLE = """
 .finding{margin:.7rem 0;padding:.6rem .9rem;border-left:5px solid #888;background:#8881}
 .finding.error{border-color:#cf4436}.finding.warning{border-color:#d9822b}.finding.note{border-color:#5b7fb8}
 .finding b{margin-right:.5rem}.finding p{margin:.2rem 0 0;opacity:.75}figure{margin:1rem 0}figcaption{font-weight:600}
+.film img{width:100%}
 """
 Figures = list[tuple[str, UInt8[np.ndarray, "h w 3"]]]
 
@@ -70,7 +71,10 @@ def as_page(facts: Survey, found: Sequence[Finding]) -> str:
     episode = int(np.argsort([each.length for each in facts.episodes])[len(facts.episodes) // 2])
     film = draw_film(facts, episode)
     if film:
-        body.append(f"<h2>Episode {episode}, every view</h2>{picture(f'episode {episode}', film, 'webp')}")
+        views = escape(", ".join(facts.views))
+        body.append(
+            f"<h2>Episode {episode}: {views}</h2><div class=film>{picture(f'film of {views}', film, 'webp')}</div>"
+        )
     body.append(f"<h2>Scene</h2><pre>{escape(facts.description.scene_yaml)}</pre>")
     return document(title, body, STYLE)
 
@@ -133,13 +137,13 @@ def _range_rows(values: Spread) -> list[list[str]]:
 def _camera_rows(facts: Survey) -> list[list[str]]:
     rows = []
     for view in facts.views:
-        parts = [views[view] for views in facts.pictures.values()]
-        cells = np.concatenate([each.cells for each in parts]).astype(float)
+        seen = [pictures.views[view] for pictures in facts.pictures.values()]
         height, width = facts.description.image_sizes[view]
-        moved = sum(each.moved for each in parts)
-        repeated = f"{sum(each.repeated for each in parts) / moved:.1%}" if moved else "-"
-        contrast = f"{cells.std(axis=(1, 2)).mean():.0f}" if len(cells) else "-"
-        rows.append([view, f"{width}x{height}", f"{cells.mean():.0f}" if len(cells) else "-", contrast, repeated])
+        brightness, contrast = (
+            float(np.mean(each)) for each in ([s.look.mean() for s in seen], [s.contrast for s in seen])
+        )
+        repeated = sum(each.repeated for each in seen) / max(1, sum(each.moved for each in seen))
+        rows.append([view, f"{width}x{height}", f"{brightness:.0f}", f"{contrast:.0f}", f"{repeated:.1%}"])
     return rows
 
 
@@ -205,8 +209,9 @@ def _png(figure: Figure) -> bytes:
 
 def draw_sheet(rows: dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]) -> bytes:
     """JPEG: pictures side by side, one row an episode."""
-    height, width = (max(each.shape[axis] for row in rows.values() for each in row) for axis in (0, 1))
-    columns = max(len(row) for row in rows.values())
+    shapes = [each.shape for row in rows.values() for each in row] or [(1, 1)]  # where none could be decoded: black
+    height, width = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+    columns = max(1, *(len(row) for row in rows.values()))
     sheet = np.zeros((len(rows) * height, columns * width, 3), np.uint8)
     for top, row in enumerate(rows.values()):
         for left, image in enumerate(row):
@@ -220,7 +225,7 @@ def draw_sheet(rows: dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]) -> bytes:
 def draw_film(facts: Survey, episode: int) -> bytes | None:
     """Animated WebP: an episode in every view, as fast as it was; None where its pictures cannot be read."""
     keys = [lerobot.image_key(view) for view in facts.views]
-    if not keys or any(each.unreadable for each in facts.pictures[episode].values()):
+    if not keys or any(each.unreadable for each in facts.pictures[episode].views.values()):
         return None
     columns = lerobot.read_parquet(lerobot.data_file(facts.directory, episode), keys)
     frames = []

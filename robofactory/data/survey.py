@@ -1,10 +1,9 @@
 """One pass over a dataset as it lies on disk, faults and all: what `findings` judges and the report shows.
 
-Nothing here says what is good. Episode after episode is read and forgotten: what stays of one is half a kilobyte, and
-of all together a sample of frames of a fixed size, so a dataset may be larger than memory.
+Nothing here says what is good. Episode after episode is read and forgotten: what stays of one are some kilobytes, and of
+all together a sample of numbers and pictures of a fixed size, so a dataset may be larger than memory.
 """
 
-import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from robofactory.codec.statistics import METHODS, Statistics
 from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetDescription, read_finished
+from robofactory.data.pictures import Pictures, look, small
 
 SAMPLE_FRAMES = 200_000  # whose numbers are kept for quantiles and histograms: all of them up to this many
 FRAMES_AN_EPISODE = 8  # whose pictures are decoded, spread evenly
 QUICK_EPISODES, QUICK_FRAMES = 32, 4  # the same of a quick survey, before a training
-SHEET_EPISODES, SHEET_PICTURE = 8, (160, 160)  # of a contact sheet; at most so many px wide and high
-CELLS = (16, 12)  # across and down: what is compared of a picture are the means of so many parts of it
+SHEET_EPISODES = 8  # of a contact sheet
 SKETCH_ROWS = 32  # of an episode, to find it again
 STILL_PER_S = 0.02  # rad: slower is not moving. At 20 Hz 1 mrad a step, half a bin of LiftBarrier's demonstrations
-MOVED_RAD = 0.02  # from frame to frame: every camera that sees the arm sees this, 2 cm at 1 m
+MOVED_PER_S = 0.4  # rad: every camera that sees the arm sees this, 2 cm in a twentieth of a second at 1 m
+TRAVELLED_RAD = 0.1  # in an episode: enough for every such camera, however slow
 
 
 @dataclass
@@ -86,6 +85,7 @@ class EpisodeFacts:
         them whose action is the state to the last digit, and those whose action is the state of the next frame. Empty
         where actions and state have other names.
     action_step, state_step: the largest change from one frame to the next, per dimension, and behind which frame.
+    has_moved: some joint travelled over `TRAVELLED_RAD`.
     sketch: the smallest of the hashes of its frames' numbers: two episodes share about as many of them as frames.
     """
 
@@ -107,26 +107,12 @@ class EpisodeFacts:
 
 
 @dataclass(frozen=True)
-class ViewFacts:
-    """What stays of a view in an episode.
-
-    cells: means over the parts of the pictures that were decoded.
-    unreadable: what is wrong with the first picture that does not decode or has another size; None: nothing.
-    moved, repeated: frames before which the arm moved, and those of them whose picture is the one before.
-    """
-
-    cells: UInt8[np.ndarray, "k 12 16 3"]
-    unreadable: str | None
-    moved: int
-    repeated: int
-
-
-@dataclass(frozen=True)
 class Survey:
     """A dataset as it is.
 
     problems: where the description and the files do not agree, beside what the episodes say.
-    pictures: episode -> view -> its facts; of all episodes, or of some.
+    views: whose pictures were looked at.
+    pictures: of all episodes, or of some.
     sheets: view -> rows of pictures, one row an episode, to be looked at; empty in a quick survey.
     """
 
@@ -136,7 +122,8 @@ class Survey:
     actions: Spread
     state: Spread
     episodes: list[EpisodeFacts]
-    pictures: dict[int, dict[str, ViewFacts]]
+    views: tuple[str, ...]
+    pictures: dict[int, Pictures]
     sheets: dict[str, dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]]
 
     @property
@@ -147,10 +134,6 @@ class Survey:
     def is_joint(self) -> list[bool]:
         """Of the action dimensions: all but the last, the gripper, which the codec does not normalise."""
         return [index < len(self.actions.names) - 1 for index in range(len(self.actions.names))]
-
-    @property
-    def views(self) -> list[str]:
-        return list(next(iter(self.pictures.values()), {}))
 
     def statistics(self) -> dict[str, Statistics]:
         """The actions' under each normalisation that the codec knows."""
@@ -177,7 +160,7 @@ def survey(
     description, info = read_finished(directory)
     names = [tuple(info["features"][column]["names"]) for column in ("action", "observation.state")]
     actions, state = (Spread(each) for each in names)
-    chosen = [view for view in description.image_sizes if views is None or view in views]
+    chosen = tuple(view for view in description.image_sizes if views is None or view in views)
     num_files = _count_files(directory)
     stated_lengths, instructions = _stated(directory)
     with_pictures = set(_spread(num_files, QUICK_EPISODES if is_quick else num_files))
@@ -185,7 +168,7 @@ def survey(
     stride = -(-max(1, info["total_frames"]) // SAMPLE_FRAMES)
 
     episodes: list[EpisodeFacts] = []
-    pictures: dict[int, dict[str, ViewFacts]] = {}
+    pictures: dict[int, Pictures] = {}
     sheets: dict[str, dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]] = {view: {} for view in chosen if in_sheets}
     samples: list[tuple[np.ndarray, np.ndarray]] = []
     first_row = 0
@@ -193,6 +176,8 @@ def survey(
         keys = [lerobot.image_key(view) for view in chosen] if episode in with_pictures else []
         columns = ["action", "observation.state", *lerobot.SCALARS, *keys]
         table = lerobot.read_parquet(lerobot.data_file(directory, episode), columns)
+        if len(table) == 0:
+            raise UserError(f"{lerobot.data_file(directory, episode)} has no frame; delete it and record again")
         acts, states = (lerobot.to_numpy(table[column]) for column in ("action", "observation.state"))
         is_finite = np.isfinite(acts).all(1) & np.isfinite(states).all(1)
         actions.add(episode, acts[is_finite])
@@ -204,20 +189,18 @@ def survey(
         facts = _episode_facts(episode, table, acts, states, stated, instructions, description.fps, same_names)
         episodes.append(facts)
         first_row += facts.length
-        if keys and facts.length > 0:
+        if keys:
             rows = np.linspace(0, facts.length - 1, QUICK_FRAMES if is_quick else FRAMES_AN_EPISODE).astype(int)
-            looked = {
-                view: _look(table[key], rows, states, description.image_sizes[view])
-                for view, key in zip(chosen, keys, strict=True)
-            }
-            pictures[episode] = {view: facts for view, (facts, _) in looked.items()}
+            moved = _moved(states, description.fps)
+            images = {view: table[key].combine_chunks().field("bytes") for view, key in zip(chosen, keys, strict=True)}
+            pictures[episode], decoded = look(images, rows, moved, description.image_sizes)
             for view in chosen if episode in in_sheets else []:
-                sheets[view][episode] = [_small(image) for image in looked[view][1]]
+                sheets[view][episode] = [small(image) for image in decoded[view]]
     if not episodes or actions.count == 0:
         raise UserError(f"{directory} has no frame with finite numbers; delete it and record again")
     actions.sample, state.sample = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     problems = _problems(info, num_files, first_row)
-    return Survey(directory, description, problems, actions, state, episodes, pictures, sheets)
+    return Survey(directory, description, problems, actions, state, episodes, chosen, pictures, sheets)
 
 
 # ------------------------------------------------------------------------------------------------------ what is stated
@@ -263,7 +246,7 @@ def _episode_facts(
     same_names: bool,
 ) -> EpisodeFacts:
     length = len(actions)
-    task = int(table["task_index"][0].as_py()) if length else -1
+    task = table["task_index"][0].as_py()
     times = lerobot.to_numpy(table["timestamp"]).astype(np.float64)
     gaps = np.diff(times) * fps
     with np.errstate(invalid="ignore"):
@@ -271,7 +254,7 @@ def _episode_facts(
         changes = step > 1e-6  # rad: less is rounding
         equal = np.abs(actions - state)[1:] < 1e-6 if same_names else changes[:, :0]
         equal_next = np.abs(actions[:-1] - state[1:]) < 1e-6 if same_names else changes[:, :0]
-        moved = _moved(state)
+        travelled = np.nan_to_num(state[:, :-1].max(0) - state[:, :-1].min(0)).max(initial=0.0)
     # The action of frame t + 1 against its state, and that of t against the state of t + 1: both where actions change.
     moving = changes if same_names else changes[:, :0]
     return EpisodeFacts(
@@ -288,7 +271,7 @@ def _episode_facts(
         action_step_at=np.nan_to_num(step).argmax(0) if length > 1 else np.zeros(actions.shape[1], np.int64),
         state_step=np.nan_to_num(state_step).max(0, initial=0.0),
         state_step_at=np.nan_to_num(state_step).argmax(0) if length > 1 else np.zeros(state.shape[1], np.int64),
-        has_moved=bool(moved.any()),
+        has_moved=bool(travelled > TRAVELLED_RAD),
         sketch=_sketch(np.concatenate([actions, state], axis=1)),
     )
 
@@ -296,9 +279,7 @@ def _episode_facts(
 def _length_problems(episode: int, table: pa.Table, length: int, stated: int | None) -> Iterator[str]:
     if stated is not None and stated != length:
         yield f"episode {episode} has {length} frames in its file, {stated} in meta/episodes"
-    if length == 0:
-        yield f"episode {episode} has no frame"
-    elif not np.array_equal(lerobot.to_numpy(table["frame_index"]), np.arange(length)):
+    if not np.array_equal(lerobot.to_numpy(table["frame_index"]), np.arange(length)):
         yield f"the frame_index of episode {episode} does not count 0, 1, 2, ..."
     if not (lerobot.to_numpy(table["episode_index"]) == episode).all():
         yield f"frames of episode {episode} say that they are of another one"
@@ -312,9 +293,10 @@ def _first_not_finite(actions: Float32[np.ndarray, "n a"], state: Float32[np.nda
     return None
 
 
-def _moved(state: Float32[np.ndarray, "n s"]) -> np.ndarray:
-    """Before which frames, but the first, some joint moved; the last dimension, the gripper, is left out."""
-    return (np.abs(np.diff(state[:, :-1], axis=0)) > MOVED_RAD).any(1)
+def _moved(state: Float32[np.ndarray, "n s"], fps: int) -> Int64[np.ndarray, " m"]:
+    """Behind which frames some joint moved; the last dimension, the gripper, is left out."""
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero((np.abs(np.diff(state[:, :-1], axis=0)) > MOVED_PER_S / fps).any(1))
 
 
 def _sketch(rows: Float32[np.ndarray, "n c"]) -> Int64[np.ndarray, " k"]:
@@ -322,44 +304,3 @@ def _sketch(rows: Float32[np.ndarray, "n c"]) -> Int64[np.ndarray, " k"]:
     rounded = np.round(np.nan_to_num(rows.astype(np.float64)), 4) + 0.0  # + 0.0: no negative zero
     hashes = {zlib.crc32(row.tobytes()) for row in rounded}
     return np.array(sorted(hashes)[:SKETCH_ROWS], np.int64)
-
-
-# ------------------------------------------------------------------------------------------------------------ pictures
-
-
-def _look(
-    column: pa.ChunkedArray, rows: np.ndarray, state: Float32[np.ndarray, "n s"], size: tuple[int, int]
-) -> tuple[ViewFacts, list[Image.Image]]:
-    """Facts of a view in an episode, and the pictures of these rows."""
-    files = column.combine_chunks().field("bytes")
-    images, unreadable = [], None
-    for row in rows.tolist():
-        image = _decode(files[row].as_py())
-        if isinstance(image, str):
-            unreadable = unreadable or f"frame {row} {image}"
-            continue
-        if (image.height, image.width) != tuple(size):
-            unreadable = unreadable or f"frame {row} is {image.width}x{image.height}, not {size[1]}x{size[0]}"
-        images.append(image)
-    with np.errstate(invalid="ignore"):
-        moved = np.flatnonzero(_moved(state))
-    repeated = sum(files[int(row)].as_py() == files[int(row) + 1].as_py() for row in moved)
-    cells = [np.asarray(image.resize(CELLS, Image.Resampling.BOX)) for image in images]
-    stacked = np.stack(cells) if cells else np.zeros((0, CELLS[1], CELLS[0], 3), np.uint8)
-    return ViewFacts(stacked, unreadable, len(moved), repeated), images
-
-
-def _decode(data: bytes | None) -> Image.Image | str:
-    """A picture in RGB, or what is wrong with it."""
-    if data is None:
-        return "has no picture"
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError):  # Pillow's, of a file that is cut off or something else
-        return "does not decode"
-
-
-def _small(image: Image.Image) -> UInt8[np.ndarray, "_h _w 3"]:
-    copy = image.copy()
-    copy.thumbnail(SHEET_PICTURE)
-    return np.asarray(copy)
