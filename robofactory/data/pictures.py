@@ -46,7 +46,7 @@ class Pictures:
 
 
 def look(
-    files: Mapping[str, pa.BinaryArray],
+    files: Mapping[str, pa.Array],
     rows: Int64[np.ndarray, " k"],
     moved: Int64[np.ndarray, " m"],
     sizes: Mapping[str, tuple[int, int]],
@@ -71,9 +71,7 @@ def look(
     return Pictures(views, {(a, b): int(np.abs(cells[a] - cells[b]).max()) for a, b in pairs}), images
 
 
-def _decode_rows(
-    encoded: pa.BinaryArray, rows: Sequence[int], size: tuple[int, int]
-) -> tuple[list[Image.Image], str | None]:
+def _decode_rows(encoded: pa.Array, rows: Sequence[int], size: tuple[int, int]) -> tuple[list[Image.Image], str | None]:
     """The pictures that decode, and what is wrong with the first one that does not or has another size."""
     images, unreadable = [], None
     for row in rows:

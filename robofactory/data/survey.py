@@ -5,7 +5,7 @@ all together a sample of numbers and pictures of a fixed size, so a dataset may 
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def survey(
     views: Sequence[str] | None = None,
     *,
     is_quick: bool = False,
-    progress: Callable[[Iterator[int], int], Iterator[int]] = lambda episodes, total: episodes,
+    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda episodes, total: episodes,
 ) -> Survey:
     """Read a dataset once.
 
@@ -172,7 +172,7 @@ def survey(
     sheets: dict[str, dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]] = {view: {} for view in chosen if in_sheets}
     samples: list[tuple[np.ndarray, np.ndarray]] = []
     first_row = 0
-    for episode in progress(iter(range(num_files)), num_files):
+    for episode in progress(range(num_files), num_files):
         keys = [lerobot.image_key(view) for view in chosen] if episode in with_pictures else []
         columns = ["action", "observation.state", *lerobot.SCALARS, *keys]
         table = lerobot.read_parquet(lerobot.data_file(directory, episode), columns)
@@ -246,7 +246,7 @@ def _episode_facts(
     same_names: bool,
 ) -> EpisodeFacts:
     length = len(actions)
-    task = table["task_index"][0].as_py()
+    task = int(table["task_index"][0].as_py())
     times = lerobot.to_numpy(table["timestamp"]).astype(np.float64)
     gaps = np.diff(times) * fps
     with np.errstate(invalid="ignore"):
