@@ -21,19 +21,12 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 
 BLANK_LEVELS = 8  # of 255, between the brightest part and the darkest: only sensor noise is to be seen; honest: 69
 SAME_LEVELS = 2  # of 255, in every part of every picture: what compressing a picture twice may change; honest: 88
-OWN_OVER_OTHER = (
-    2.0  # an episode's view that is so much nearer to another view of the others than to its own is swapped
-)
+OWN_OVER_OTHER = 2.0  # a view that looks so much more like another one of the other episodes is not its own
 REPEATED_SHARE = 0.05  # of the frames before which the arm moved; a camera at half the rate of the arm repeats 0.5
-COPY_SHARE, COPY_FRAMES = (
-    0.99,
-    10,
-)  # of at least so many frames with a new action, equal to the last digit; honest: 0.05
+COPY_SHARE, COPY_FRAMES = 0.99, 10  # of at least so many frames with a new action; honest: 0.001
 AGREE_CORRELATION = -0.5  # of the gripper's command and its measured opening; honest: 0.7 to 0.9
-FAST_PER_S, SLOW_PER_S = 10.0, 3.0  # rad: no arm is faster; a Panda may turn at 2.6, and honest ones do
-JUMP_OVER_USUAL = (
-    8.0  # a step over the median of the largest steps of all episodes; honest: at most 9, of joints that hardly move
-)
+FAST_PER_S, SLOW_PER_S = 10.0, 3.0  # rad: no arm is faster; a Panda may turn at 2.6; honest: 2.7
+JUMP_OVER_USUAL = 8.0  # a step over the median of all episodes' largest; honest: 12, where the median is tiny
 STILL_SHARE = 0.3  # a third of the labels would say "stay", and greedy decoding then does; honest: 0.02 to 0.06
 STRETCH = 4.0  # the bins' reach over that of 98 % of the values; honest: at most 2.7
 UNITS_RAD = 4 * np.pi  # twice what the widest joints turn: these are degrees
