@@ -37,16 +37,16 @@ OF_THE_CLOCK = ("samples_per_s", "data_wait_share", "peak_memory_gb")
 
 
 def write_dataset(directory: Path, num_episodes: int = NUM_EPISODES, length: int = LENGTH) -> None:
-    """Frames of four kinds, told apart by the pictures' colour and by the joints; each kind has its action."""
+    """Frames of four kinds, told apart by the pictures' brightness and by the joints; each kind has its action."""
     random = np.random.default_rng(0)
     table = random.uniform(-1.0, 1.0, (4, 8)).astype(np.float32)
     sizes = {view: (24, 32) for view in ("side", "overhead", "wrist")}
+    patterns = {view: np.kron(random.integers(0, 70, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8) for view in sizes}
     scene_yaml = to_yaml(load_scene(scene_file(TASK)))
     writer = DatasetWriter(directory, DatasetDescription(scene_yaml, 0, sizes, JOINTS, fps=20))
     for seed in range(num_episodes):
         kinds = random.integers(0, 4, length)
-        colours = [encode_png(np.full((24, 32, 3), 60 * kind, np.uint8)) for kind in kinds]
-        images = dict.fromkeys(sizes, colours)
+        images = {view: [encode_png(patterns[view] + np.uint8(60 * kind)) for kind in kinds] for view in sizes}
         proprio = table[kinds] + random.normal(0.0, 0.01, (length, 8)).astype(np.float32)
         writer.append(Episode(images, proprio, table[kinds], np.zeros(length, bool), "lift the barrier", seed))
     writer.finalize()

@@ -129,6 +129,7 @@ class DataConfig:
     views: list[str] = field(default_factory=lambda: ["side", "overhead", "wrist"])
     normalization: str = "mean_std"  # mean_std | q01_q99 | min_max
     val_ratio: float = 0.05  # of the episodes
+    accept: list[str] = field(default_factory=list)  # errors of the dataset that do not stop training, by name
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ ALLOWED = {
     "__main__": set(),  # it runs the stages by name
     "config": set(),
     "shapes": set(),
+    "pages": set(),
     "sim": {"config", "shapes"},
     "codec": {"config", "shapes"},
     "model": {"config", "shapes"},
-    "data": {"codec", "config", "shapes"},
+    "data": {"codec", "config", "pages", "shapes"},
     "demos": {"sim", "data.episodes", "policy", "config", "shapes"},  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config"},
-    "training": {"data", "model", "codec", "checkpoint", "config", "shapes"},
+    "training": {"data", "model", "codec", "checkpoint", "config", "pages", "shapes"},
     "export": {"data", "model", "codec", "checkpoint", "config", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
     "evaluation": {"sim", "policy", "config", "shapes"},

@@ -177,7 +177,7 @@ class DatasetWriter:
         episodes = lerobot.episodes_table(self._lengths, self._instructions)
         self._write(meta / "robofactory.json", lerobot.to_json(dataclasses.asdict(d) | own))
         self._write(meta / "tasks.parquet", lerobot.to_parquet(lerobot.tasks_table(tasks)))
-        self._write(meta / "episodes" / "chunk-000" / "file-000.parquet", lerobot.to_parquet(episodes))
+        self._write(lerobot.episodes_file(self.directory), lerobot.to_parquet(episodes))
         self._write(meta / "stats.json", lerobot.to_json(self._statistics()))
         self._write(meta / "info.json", lerobot.to_json(info))
 
@@ -232,21 +232,15 @@ class DatasetReader:
 
     def __init__(self, directory: Path, views: Sequence[str] | None = None):
         meta = directory / "meta"
-        if not (meta / "robofactory.json").is_file():
-            raise UserError(f"no dataset at {directory}; python -m robofactory.demos.record makes one")
-        if not (meta / "info.json").is_file():
-            complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
-            command = "python -m robofactory.demos.record continues it"
-            raise UserError(f"{directory} is unfinished ({complete} complete episodes); {command}")
         self.directory = directory
-        self.description = _read_description(meta / "robofactory.json")
+        self.description, info = read_finished(directory)
         self.seeds: list[int] = lerobot.read_json(meta / "robofactory.json")["seeds"]
         known = self.description.image_sizes
         self.views = tuple(known if views is None else views)
         for view in self.views:
             if view not in known:
                 raise UserError(f"{directory} has no view {view!r}; it has {', '.join(known)}")
-        num_episodes = lerobot.read_json(meta / "info.json")["total_episodes"]
+        num_episodes = info["total_episodes"]
         if num_episodes == 0:
             raise UserError(f"{directory} has no episode; delete it and record again")
         tables, places = zip(*(self._read_episode(episode) for episode in range(num_episodes)), strict=True)
@@ -319,6 +313,22 @@ def _find_images(path: Path, column: str, values: pa.ChunkedArray) -> Int64[np.n
             places.append((position, len(png)))
             position += len(png)
     return np.array(places, np.int64)
+
+
+def read_finished(directory: Path) -> tuple[DatasetDescription, dict[str, Any]]:
+    """The description of a finished dataset, and its `meta/info.json`.
+
+    Raises:
+        UserError: there is none, or recording has not finished.
+    """
+    meta = directory / "meta"
+    if not (meta / "robofactory.json").is_file():
+        raise UserError(f"no dataset at {directory}; python -m robofactory.demos.record makes one")
+    if not (meta / "info.json").is_file():
+        complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
+        command = "python -m robofactory.demos.record continues it"
+        raise UserError(f"{directory} is unfinished ({complete} complete episodes); {command}")
+    return _read_description(meta / "robofactory.json"), lerobot.read_json(meta / "info.json")
 
 
 def is_complete(directory: Path, num_episodes: int) -> bool:

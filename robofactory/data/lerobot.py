@@ -162,6 +162,11 @@ def data_file(directory: Path, episode: int) -> Path:
     return directory / "data" / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
 
 
+def episodes_file(directory: Path) -> Path:
+    """Where the lengths and instructions of all episodes lie."""
+    return directory / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """After this the file is there and on the disk; if it fails, what was there before is untouched.
 

@@ -1,12 +1,12 @@
 """A training run as one HTML file in its directory: opens from disk, no network, no file beside it."""
 
-import base64
 import html
 import os
 from pathlib import Path
 from typing import Any
 
 from robofactory.config import RecipeConfig, to_yaml
+from robofactory.pages import document, picture, table
 
 PAGE, METRICS, CURVES = "run.html", "metrics.jsonl", "curves.png"
 INPUT_IMAGES, OPEN_LOOP = "input_images.png", "open_loop.png"
@@ -23,13 +23,6 @@ COLUMNS = {  # of the table of joints: name in metrics.jsonl -> heading
 }
 FACTS = ("train_loss", "val_loss", "val_action_accuracy", "val_action_mae_rad", "open_loop_mae_rad", "grad_norm", "lr")
 FACTS += ("samples_per_s", "data_wait_share", "peak_memory_gb", "skipped_steps")
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-img{max-width:100%} h1{font-size:1.5rem} h2{font-size:1.1rem;margin-top:2rem} pre{background:#f5f5f5;padding:1rem;overflow:auto}
-table{border-collapse:collapse} td,th{padding:.25rem .9rem .25rem 0;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}pre{background:#222}td,th{border-color:#333}}
-"""
 
 
 def write_page(run: Path, lines: list[dict[str, Any]], recipe: RecipeConfig, num_updates: int) -> None:
@@ -41,33 +34,22 @@ def write_page(run: Path, lines: list[dict[str, Any]], recipe: RecipeConfig, num
     body = [
         f"<h1>{html.escape(run.name)}</h1>",
         f"<p>Step {step} of {num_updates}, epoch {newest.get('epoch', 0)}.</p>",
-        _table(("newest", ""), [(name, _number(newest[name])) for name in FACTS if name in newest]),
+        table(("newest", ""), [(name, _number(newest[name])) for name in FACTS if name in newest]),
     ]
     joints = [name.partition("/")[2] for name in newest if name.startswith("val_mae/")]
     if joints:
         rows = [(joint, *(_number(newest[f"{column}/{joint}"]) for column in COLUMNS)) for joint in joints]
-        body += ["<h2>Each joint, on held-out episodes</h2>", _table(("joint", *COLUMNS.values()), rows)]
+        body += ["<h2>Each joint, on held-out episodes</h2>", table(("joint", *COLUMNS.values()), rows)]
     for file, title in PICTURES.items():
         if (run / file).is_file():
-            picture = base64.b64encode((run / file).read_bytes()).decode()
-            body.append(f"<h2>{title}</h2><img alt='{title}' src='data:image/png;base64,{picture}'>")
+            body.append(f"<h2>{title}</h2>{picture(title, (run / file).read_bytes())}")
     events = [(str(line["step"]), line["event"], line["message"]) for line in lines if "event" in line]
     if events:
-        body += ["<h2>Events</h2>", _table(("step", "event", ""), events)]
+        body += ["<h2>Events</h2>", table(("step", "event", ""), events)]
     body.append(f"<h2>Recipe</h2><pre>{html.escape(to_yaml(recipe))}</pre>")
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(run.name)}</title>"
-        f"<meta name=viewport content='width=device-width,initial-scale=1'><style>{STYLE}</style>{''.join(body)}</html>\n"
-    )
     temporary = run / f"{PAGE}.tmp"
-    temporary.write_text(page)
+    temporary.write_text(document(run.name, body))
     os.replace(temporary, run / PAGE)
-
-
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _number(value: float | int) -> str:

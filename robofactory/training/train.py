@@ -173,6 +173,7 @@ def train(
 
     from robofactory import checkpoint
     from robofactory.data.dataset import load_splits
+    from robofactory.data.findings import require_sound
     from robofactory.model.lora import parameter_table
     from robofactory.model.precision import autocast
     from robofactory.training import distributed, fitting, footprint, optim, replay, resuming
@@ -192,9 +193,11 @@ def train(
         print(f"trained already: {run / 'latest'}")
         return distributed.stop()
 
-    # ---- data: split by episode, encoded by the codec that is saved with the policy
+    # ---- data: looked at, split by episode, encoded by the codec that is saved with the policy
     relabelled = [relabelled_dir(scene.task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
-    data = load_splits(dataset_dir(scene.task, agent_id, num_demonstrations), recipe, relabelled)
+    demonstrations = dataset_dir(scene.task, agent_id, num_demonstrations)
+    require_sound([demonstrations, *relabelled], recipe.data.views, recipe.data.accept)
+    data = load_splits(demonstrations, recipe, relabelled)
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)
 

@@ -1,5 +1,7 @@
 """Small made-up demonstrations for tests: every number and pixel differs from every other place."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,46 @@ def episode(seed: int, length: int = 7, instruction: str = "lift the barrier") -
         instruction=instruction,
         seed=seed,
     )
+
+
+@functools.cache
+def sound_episode(seed: int, length: int = 40) -> Episode:
+    """As a real one: smooth motion that the measured state follows, a gripper that closes, a scene that moves with it."""
+    random = np.random.default_rng([seed, 2])
+    start, goal = random.uniform(-0.6, 0.0, 8), random.uniform(0.3, 0.9, 8)
+    way = np.linspace(0.0, 1.0, length + 1)
+    path = start + (goal - start) * (10 * way**3 - 15 * way**4 + 6 * way**5)[:, None]  # the least jerk
+    path[:, 7] = np.where(way < 0.6, 1.0, -1.0)
+    proprio = path[:-1] + random.normal(0.0, 1e-3, (length, 8))
+    proprio[:, 7] = np.clip(1.0 - 8.0 * np.maximum(0.0, way[:-1] - 0.6), -0.6, 1.0)
+    actions = path[1:] + random.normal(0.0, 2e-3, (length, 8)) * (np.arange(8) < 7)
+    return Episode(
+        images={view: [encode_png(image) for image in scene(view, proprio)] for view in VIEWS},
+        proprio=proprio.astype(np.float32),
+        actions=actions.astype(np.float32),
+        perturbed=np.zeros(length, bool),
+        instruction="lift the barrier",
+        seed=seed,
+    )
+
+
+def scene(view: str, proprio: np.ndarray) -> np.ndarray:
+    """What a view shows: a pattern of its own, and a bright arm where the first two joints are."""
+    pattern = np.random.default_rng([VIEWS.index(view), 3]).integers(0, 200, (HEIGHT // 6, WIDTH // 8, 3), np.uint8)
+    images = np.tile(np.kron(pattern, np.ones((6, 8, 1), np.uint8)), (len(proprio), 1, 1, 1))
+    for image, (across, down) in zip(images, (proprio[:, :2] + 1.0) / 2.0, strict=True):
+        top, left = int(down * (HEIGHT - 6)), int(across * (WIDTH - 6))
+        image[top : top + 6, left : left + 6] = 255 - (100 * np.array([across, down, 0.0])).astype(np.uint8)
+    return images
+
+
+def write_sound_dataset(directory: Path, num_episodes: int = 6, change: Callable[[Episode], Episode] | None = None) -> Path:  # fmt: skip
+    """Episodes with the seeds 0, 1, 2, ..., each as `change` leaves it."""
+    writer = DatasetWriter(directory, description())
+    for seed in range(num_episodes):
+        writer.append(change(sound_episode(seed)) if change else sound_episode(seed))
+    writer.finalize()
+    return directory
 
 
 def write_dataset(directory: Path, num_episodes: int = 3, **changes) -> Path:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robofactory.config import UserError, load_recipe, of_round, run_dir
+from robofactory.config import UserError, dataset_dir, load_recipe, of_round, run_dir
+from robofactory.data import lerobot
 from robofactory.training.train import main, parse_arguments, train
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
 
@@ -118,6 +119,21 @@ def test_a_round_that_the_recipe_has_not_is_refused():
         of_round(load_recipe("robot_openvla_tiny", RELABEL), 3)
     with pytest.raises(UserError, match=r"relabel\.num_rounds.: must be positive"):
         load_recipe("robot_openvla_tiny", ["relabel={num_rounds: 0}"])
+
+
+def test_a_dataset_with_an_error_is_not_trained_on_unless_the_recipe_accepts_it(run, scene):
+    for episode in range(NUM_EPISODES):
+        file = lerobot.data_file(dataset_dir(TASK, 0, NUM_EPISODES), episode)
+        table = lerobot.open_parquet(file).read()
+        side = table.schema.get_field_index("observation.images.side")
+        file.write_bytes(lerobot.to_parquet(table.set_column(side, table.schema.field(side), table["observation.images.wrist"])))  # fmt: skip
+    with pytest.raises(UserError, match=r"duplicated_camera: .*data\.accept='\[duplicated_camera\]'"):
+        start(scene, load_recipe("robot_openvla_tiny", SMALL))
+    assert not run.exists()
+    start(
+        scene, load_recipe("robot_openvla_tiny", [*SMALL, "training.num_epochs=1", "data.accept=[duplicated_camera]"])
+    )
+    assert (run / "epoch_1").is_dir()
 
 
 def test_accumulating_two_half_batches_equals_one_whole(run, scene, home):

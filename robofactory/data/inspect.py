@@ -1,0 +1,50 @@
+"""Look at a dataset before anything is trained on it: what it holds, what the action bins make of it, what is wrong.
+
+Findings are errors, warnings and notes, each with what to do. Errors stop training, unless the recipe accepts them by
+name: data.accept='[action_equals_state]'. Exit code 1 when there is one.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from robofactory.config import UserError, run_command
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m robofactory.data.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+examples:
+  python -m robofactory.data.inspect robofactory/data/LiftBarrier-rf_Agent0_150
+  python -m robofactory.data.inspect my/dataset --output my/report.html""",
+    )
+    parser.add_argument("dataset", type=Path, help="its directory")
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    from tqdm import tqdm
+
+    from robofactory.data import inspection_page, lerobot
+    from robofactory.data.findings import ERROR, find
+    from robofactory.data.survey import survey
+
+    facts = survey(args.dataset, progress=lambda episodes, total: tqdm(episodes, total=total, unit="episode", disable=None))  # fmt: skip
+    found = find(facts)
+    output = args.output or args.dataset / "inspection.html"
+    try:
+        lerobot.write_atomically(output, inspection_page.as_page(facts, found).encode())
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; choose another place with --output") from None
+    print(f"{inspection_page.as_text(facts, found)}\n{output}")
+    if any(each.level == ERROR for each in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)
