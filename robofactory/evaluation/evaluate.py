@@ -69,6 +69,11 @@ trained unless visual_detail or shader is overridden.""",
         type=int,
         help="demonstrations the policies were trained on, the end of the run's name (default: the only one there is)",
     )
+    add(
+        "--dataset",
+        help="of policies that were trained on several: whose statistics they act by; '{agent}' stands for the agent's "
+        "number (default: the only one there is)",
+    )
     add("--partner", choices=[EXPERT], help="the scripted expert drives all agents but --agent_id")
     add("--agent_id", type=int, help="with --partner: the agent that its policy drives")
     add("--episodes", type=int, default=50, help="how many, one a seed (default: 50)")
@@ -106,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
     device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
-    looks, fingerprints = inspect_policies(checkpoints, device)
+    datasets = {agent: args.dataset and args.dataset.replace("{agent}", str(agent)) for agent in checkpoints}
+    looks, fingerprints = inspect_policies(checkpoints, datasets, device)
     scene = scene_as_trained(scene, looks, args.overrides)
     if args.max_steps:
         scene = dataclasses.replace(scene, max_episode_steps=args.max_steps)
@@ -133,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{protocol.title}: {args.episodes} episodes of {scene.task}, {num_workers} at a time, into {directory}")
     plan = rollout.Plan(
-        scene, per_agent, args.temperature, device, directory if args.videos else None, num_threads
+        scene, per_agent, datasets, args.temperature, device, directory if args.videos else None, num_threads
     )  # fmt: skip
     done = episodes_played(directory, protocol)
     evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers)
@@ -190,7 +196,9 @@ def directory_name(learned: list[int], num_agents: int) -> str:
 # --------------------------------------------------------------------------------------------------- what they see
 
 
-def inspect_policies(checkpoints: dict[int, Path], device: str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+def inspect_policies(
+    checkpoints: dict[int, Path], datasets: dict[int, str | None], device: str
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """The look each policy was trained on, and its fingerprint. Loads them: a broken one fails here, at once."""
     if not checkpoints:
         return {}, {}
@@ -198,7 +206,7 @@ def inspect_policies(checkpoints: dict[int, Path], device: str) -> tuple[dict[in
 
     looks, fingerprints = {}, {}
     for agent, directory in checkpoints.items():
-        policy = Policy.load(directory, device)
+        policy = Policy.load(directory, device, dataset=datasets[agent])
         looks[agent], fingerprints[agent] = policy.codec.look, policy.fingerprint
     return looks, fingerprints
 

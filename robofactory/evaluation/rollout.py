@@ -31,6 +31,7 @@ class Plan:
 
     scene: SceneConfig  # its `max_episode_steps` is the step limit
     checkpoints: list[Path | None]  # per agent; None: the scripted expert drives it
+    datasets: dict[int, str | None]  # whose statistics a policy acts by, by agent
     temperature: float  # 0: greedy
     device: str
     directory: Path | None  # videos go below it; None: no videos
@@ -47,7 +48,7 @@ class Rollout:
         torch.set_num_threads(plan.num_threads)
         self.plan = plan
         self.policies: dict[int, Policy] = {
-            agent: Policy.load(checkpoint, plan.device, plan.temperature)
+            agent: Policy.load(checkpoint, plan.device, plan.temperature, dataset=plan.datasets[agent])
             for agent, checkpoint in enumerate(plan.checkpoints)
             if checkpoint is not None
         }

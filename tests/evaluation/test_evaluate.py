@@ -204,7 +204,7 @@ def test_an_episode_does_not_depend_on_what_its_worker_played_before():
     """Contacts and drive targets survived a plain reset: seed 10004 ended 0.6 mm elsewhere after another episode."""
     from robofactory.evaluation.rollout import Plan, Rollout
 
-    play = Rollout(Plan(sample_scene("visual_detail=low"), [None, None], 0.0, "cpu", None, 1))
+    play = Rollout(Plan(sample_scene("visual_detail=low"), [None, None], {}, 0.0, "cpu", None, 1))
     alone = play(10_004)
     play(10_002)
     after_another = play(10_004)
