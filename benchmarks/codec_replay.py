@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import load_recipe, load_scene, look_of, scene_file
 from robofactory.sim.env import make_env, make_expert
 
@@ -43,8 +44,10 @@ def replayed_share(num_episodes: int, first_seed: int = 0) -> tuple[int, int, st
     recipe, names = load_recipe("robot_openvla_tiny"), [f"joint{i}" for i in range(1, 8)] + ["gripper"]
     everything = np.concatenate(list(lifted.values()))  # [n, agents, 8]
     codecs = [
-        Codec.create(recipe, everything[:, agent], everything[:, agent], names, look_of(scene))
-        for agent in range(scene.num_agents)
+        Codec.create(
+            recipe, {f"agent {k}": DatasetStatistics.measure(a, a, names, "mean_std", look_of(scene), len(lifted))}
+        )
+        for k, a in enumerate(everything.swapaxes(0, 1))
     ]
     tables = "\n\n".join(codec.action_table(everything[:, agent]) for agent, codec in enumerate(codecs))
     count = 0

@@ -27,6 +27,7 @@ from torchvision.transforms import functional
 
 from robofactory.codec.codec import Codec
 from robofactory.codec.images import MEANS, STDS
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import load_recipe
 from robofactory.data.dataset import FrameDataset, FrameKey, Part
 from robofactory.data.episodes import DatasetReader, encode_png
@@ -74,8 +75,9 @@ def measure(directory: Path, seconds: float) -> tuple[float, dict[str, float]]:
     image_size = f"model.architecture.image_size={SIZE}"
     recipe = load_recipe("robot_openvla_tiny", [image_size, "training.augment_crop_ratio=0.9"])
     reader = DatasetReader(directory, VIEWS)
-    codec = Codec.create(recipe, reader.all_actions, reader.all_proprio, reader.description.joint_names, {})
-    frames = FrameDataset([Part(reader, (0, 1))], codec, augment_seed=0)
+    numbers = reader.all_actions, reader.all_proprio, reader.description.joint_names, "mean_std", {}, 1
+    codec = Codec.create(recipe, {"some": DatasetStatistics.measure(*numbers)})
+    frames = FrameDataset([Part("some", reader, (0, 1))], codec, augment_seed=0)
     files = [[encode_png(image) for image in frames.raw(k)[0].images.values()] for k in range(len(frames))]
     generator = torch.Generator().manual_seed(0)
     works = {

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import small_runs
 from robofactory import checkpoint
-from robofactory.config import dataset_dir, load_recipe, load_scene, scene_file
+from robofactory.config import dataset_dir, load_recipe
 from robofactory.data.dataset import load_splits
 from robofactory.model.precision import autocast
 from robofactory.training import optim
@@ -79,7 +79,7 @@ def measure(recipe_name: str, overrides: list[str], steps: int) -> tuple[list[fl
         mock.patch.object(Log, "_draw"),
         mock.patch.object(checkpoint, "save", timed_save),
     ):
-        train("openvla", load_scene(scene_file(small_runs.TASK)), 0, recipe, resume=False, bar_position=0)
+        train("openvla", small_runs.TASK, 0, recipe, resume=False, bar_position=0)
     return bare, ours, savings
 
 

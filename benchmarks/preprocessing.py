@@ -30,6 +30,7 @@ def measure_size(width: int, height: int, image_size: int, repeats: int) -> None
     from PIL import Image
 
     from robofactory.codec.codec import Codec
+    from robofactory.codec.statistics import DatasetStatistics
     from robofactory.config import ArchitectureConfig, LanguageConfig, ModelConfig, RecipeConfig, TowerConfig
     from robofactory.shapes import Observation
 
@@ -38,7 +39,8 @@ def measure_size(width: int, height: int, image_size: int, repeats: int) -> None
     tower = TowerConfig(48, 2, 3)
     architecture = ArchitectureConfig(image_size, tower, tower, LanguageConfig(64, 128, 2, 4))
     recipe = RecipeConfig(model=ModelConfig(use_proprio=True, use_lora=False, architecture=architecture))
-    codec = Codec.create(recipe, actions, actions, [f"joint_{i}" for i in range(7)] + ["gripper"], {})
+    names = [f"joint_{i}" for i in range(7)] + ["gripper"]
+    codec = Codec.create(recipe, {"some": DatasetStatistics.measure(actions, actions, names, "mean_std", {}, 1)})
     shading = np.linspace(0, 255, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
     pictures = {view: (shading * (0.5, 0.7, 0.9)).astype(np.uint8) for view in codec.views}
     observation = Observation(pictures, actions[0], "lift the barrier")

@@ -36,18 +36,32 @@ SMALL = [  # 50 frames to train on, 7 steps an epoch
 OF_THE_CLOCK = ("samples_per_s", "data_wait_share", "peak_memory_gb")
 
 
-def write_dataset(directory: Path, num_episodes: int = NUM_EPISODES, length: int = LENGTH) -> None:
-    """Frames of four kinds, told apart by the pictures' brightness and by the joints; each kind has its action."""
+def write_dataset(
+    directory: Path,
+    num_episodes: int = NUM_EPISODES,
+    length: int = LENGTH,
+    views: Sequence[str] = ("side", "overhead", "wrist"),
+    joints: Sequence[str] = JOINTS,
+    scale: float = 1.0,
+    is_simulated: bool = True,
+) -> None:
+    """Frames of four kinds, told apart by the pictures' brightness and by the joints; each kind has its action.
+
+    Args:
+        scale: of all numbers but those called gripper, which stay in [-1, 1].
+        is_simulated: in a scene of ours.
+    """
     random = np.random.default_rng(0)
-    table = random.uniform(-1.0, 1.0, (4, 8)).astype(np.float32)
-    sizes = {view: (24, 32) for view in ("side", "overhead", "wrist")}
+    table = random.uniform(-1.0, 1.0, (4, len(joints))).astype(np.float32)
+    table *= np.array([1.0 if "gripper" in joint else scale for joint in joints], np.float32)
+    sizes = {view: (24, 32) for view in views}
     patterns = {view: np.kron(random.integers(0, 70, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8) for view in sizes}
-    scene_yaml = to_yaml(load_scene(scene_file(TASK)))
-    writer = DatasetWriter(directory, DatasetDescription(scene_yaml, 0, sizes, JOINTS, fps=20))
+    scene_yaml = to_yaml(load_scene(scene_file(TASK))) if is_simulated else ""
+    writer = DatasetWriter(directory, DatasetDescription(scene_yaml, 0, sizes, tuple(joints), fps=20))
     for seed in range(num_episodes):
         kinds = random.integers(0, 4, length)
         images = {view: [encode_png(patterns[view] + np.uint8(60 * kind)) for kind in kinds] for view in sizes}
-        proprio = table[kinds] + random.normal(0.0, 0.01, (length, 8)).astype(np.float32)
+        proprio = table[kinds] + random.normal(0.0, 0.01, (length, len(joints))).astype(np.float32)
         writer.append(Episode(images, proprio, table[kinds], np.zeros(length, bool), "lift the barrier", seed))
     writer.finalize()
 
@@ -67,7 +81,7 @@ def start(*overrides: str, resume: bool = False, draws: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         for method in () if draws else ("_draw", "input_images"):
             stack.enter_context(mock.patch.object(Log, method))
-        train("openvla", load_scene(scene_file(TASK)), 0, recipe, resume, bar_position=0)
+        train("openvla", TASK, 0, recipe, resume, bar_position=0)
 
 
 def spawn(work: Callable[[], None], rank: int = 0, world_size: int = 1, port: int = 0) -> int:

@@ -130,6 +130,10 @@ class DataConfig:
     normalization: str = "mean_std"  # mean_std | q01_q99 | min_max
     val_ratio: float = 0.05  # of the episodes
     accept: list[str] = field(default_factory=list)  # errors of the dataset that do not stop training, by name
+    datasets: dict[str, float] = field(default_factory=dict)  # name in robofactory/data, path or URL -> weight: how
+    # often an epoch has each of its frames. Empty: the demonstrations alone, once
+    pass_through: list[str] | None = None  # action dimensions in [-1, 1] already; None: those called "...gripper..."
+    stream_window: int = 64  # episodes of a dataset behind a URL that are mixed at a time, and kept on the disk
 
 
 @dataclass(frozen=True)
@@ -376,6 +380,8 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "training.max_nonfinite_steps": t.max_nonfinite_steps,
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
+        "data.stream_window": d.stream_window,
+        **{f"data.datasets.{name}": weight for name, weight in d.datasets.items()},
         **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
     }
     for key, value in positive.items():

@@ -33,10 +33,25 @@ class Policy:
         self.start_episode(seed)
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu", temperature: float = 0.0, seed: int = 0) -> "Policy":
-        """Raises UserError when the directory is no checkpoint; the line names the file that is missing or wrong."""
+    def load(
+        cls,
+        directory: str | Path,
+        device: str = "cpu",
+        temperature: float = 0.0,
+        seed: int = 0,
+        dataset: str | None = None,
+    ) -> "Policy":
+        """The policy of a checkpoint.
+
+        Args:
+            dataset: of those it was trained on, the one that its robot is like: actions have its statistics. None: the
+                only one. (The official `unnorm_key`.)
+        Raises:
+            UserError: the directory is no checkpoint, and the line names the file that is missing or wrong; or there is
+                no such dataset, or more than one to choose from, and the line lists them.
+        """
         model, codec, _ = checkpoint.load_model(Path(directory), device)
-        return cls(model, codec, temperature, seed)
+        return cls(model, codec.for_dataset(dataset), temperature, seed)
 
     def start_episode(self, seed: int) -> None:
         """Make what follows depend on the seed and the observations alone: sampled actions, and the count of passes."""
@@ -105,12 +120,22 @@ class Policies:
 
     @classmethod
     def load(
-        cls, checkpoints: Mapping[int, Path], num_rows: int, device: str = "cpu", temperature: float = 0.0
+        cls,
+        checkpoints: Mapping[int, Path],
+        num_rows: int,
+        device: str = "cpu",
+        temperature: float = 0.0,
+        datasets: Mapping[int, str | None] | None = None,
     ) -> "Policies":
-        """Raises UserError when a directory is no checkpoint; the line names the file that is missing or wrong."""
+        """Raises UserError when a directory is no checkpoint; the line names the file that is missing or wrong.
+
+        Args:
+            datasets: by agent, whose statistics its policy acts by, see `Policy.load`.
+        """
         loaded = dict(zip(checkpoints, checkpoint.load_models(list(checkpoints.values()), device), strict=True))
         models = {agent: model for agent, (model, _, _) in loaded.items()}
-        return cls(models, {agent: codec for agent, (_, codec, _) in loaded.items()}, num_rows, temperature)
+        codecs = {agent: codec.for_dataset((datasets or {}).get(agent)) for agent, (_, codec, _) in loaded.items()}
+        return cls(models, codecs, num_rows, temperature)
 
     def start_episode(self, seed: int) -> dict[int, Memory]:
         """By agent: what the episode of a seed begins with."""

@@ -41,6 +41,7 @@ class Batch:
     proprio: normalised by the training data's statistics; None when the model takes none.
     action_tokens: vocabulary ids after the prompt that are learned (a action dimensions, then an end token if the
         codec asks for one); None at inference.
+    dataset: index among those that the codec knows, which the model does not look at; None at inference.
     """
 
     pixel_values: Float[Tensor, "b v 6 h w"]
@@ -48,6 +49,7 @@ class Batch:
     text_mask: Bool[Tensor, "b t"]
     proprio: Float[Tensor, "b s"] | None = None
     action_tokens: Int64[Tensor, "b a"] | None = None
+    dataset: Int64[Tensor, " b"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; the copy overlaps with computation when the memory is pinned."""

@@ -10,6 +10,7 @@ import torch
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import UserError, find_checkpoint, load_recipe
 from robofactory.policy import Policy
 from robofactory.shapes import Observation
@@ -26,7 +27,8 @@ def parts():
     overrides = [f"model.architecture.{name}={size}" for name, size in sizes.items()]
     recipe = load_recipe("robot_openvla_tiny", ["model.architecture.image_size=28", *overrides])
     actions = np.random.default_rng(0).uniform(-1, 1, (50, 8))
-    codec = Codec.create(recipe, actions, actions, [f"joint{i}" for i in range(1, 8)] + ["gripper"], {})
+    names = [f"joint{i}" for i in range(1, 8)] + ["gripper"]
+    codec = Codec.create(recipe, {"some": DatasetStatistics.measure(actions, actions, names, "mean_std", {}, 5)})
     torch.manual_seed(0)
     return checkpoint.build_model(recipe, codec).eval(), codec, recipe
 

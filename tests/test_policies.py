@@ -6,6 +6,7 @@ import torch
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import load_recipe
 from robofactory.model import precision
 from robofactory.model.lora import mix, trained_tensors
@@ -20,7 +21,8 @@ NUM_STEPS = 4
 def make_codec(recipe, scale: float = 1.0) -> Codec:
     """Agents differ in their statistics."""
     actions = np.random.default_rng(0).uniform(-1, 1, (50, 8)) * ([scale] * 7 + [1.0])
-    return Codec.create(recipe, actions, actions, [f"joint{i}" for i in range(1, 8)] + ["gripper"], {})
+    names = [f"joint{i}" for i in range(1, 8)] + ["gripper"]
+    return Codec.create(recipe, {"some": DatasetStatistics.measure(actions, actions, names, "mean_std", {}, 5)})
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ action <-> vocabulary ids                                                       
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,12 @@ from torch import Tensor
 from robofactory.codec.action_tokens import ActionTokens
 from robofactory.codec.images import ImagePipeline, normalize
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
-from robofactory.codec.statistics import Statistics
+from robofactory.codec.statistics import DatasetStatistics, Statistics, require_alike
 from robofactory.config import RecipeConfig, UserError, find_weights
 from robofactory.shapes import Batch, Observation
 
 FILE = "codec.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Example:
     input_ids: Int64[Tensor, " t"]
     proprio: Float32[Tensor, " s"] | None = None
     action_tokens: Int64[Tensor, " a"] | None = None
+    dataset: Int64[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,62 +53,81 @@ class Codec:
 
     views: names, in the order the model sees them. An observation may have more.
     end_token: an end token is learned after the actions, as the official model does.
-    look: what the pictures show that the codec does not decide (visual detail, shader, camera sizes); evaluation
-        compares it with its scene. Anything that JSON can hold.
+    datasets: by name, all that the policy is trained on; each has its own statistics.
+    dataset: whose statistics these observations and actions are of; see `for_dataset`. None while there are several to
+        choose from.
     """
 
     views: tuple[str, ...]
     images: ImagePipeline
     prompt: Prompt
     action_tokens: ActionTokens
-    action_statistics: Statistics
-    proprio_statistics: Statistics
     use_proprio: bool
     end_token: bool
-    look: dict[str, Any]
+    datasets: dict[str, DatasetStatistics]
+    dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.datasets) == 1:
+            object.__setattr__(self, "dataset", next(iter(self.datasets)))
 
     @classmethod
-    def create(
-        cls,
-        recipe: RecipeConfig,
-        actions: Float[np.ndarray, "n a"],
-        proprio: Float[np.ndarray, "m s"],
-        action_names: Sequence[str],
-        look: dict[str, Any],
-        *,
-        pass_through: Sequence[str] | None = None,
-        proprio_names: Sequence[str] | None = None,
-    ) -> "Codec":
+    def create(cls, recipe: RecipeConfig, datasets: Mapping[str, DatasetStatistics]) -> "Codec":
         """The codec of a recipe and its training data.
 
-        Args:
-            actions, proprio: of all training episodes, in physical units.
-            action_names: one for each action dimension.
-            pass_through: the action dimensions that are in [-1, 1] already; None: the last one, the gripper.
-            proprio_names: None: the same as the actions'.
         Raises:
-            UserError: no data, NaN, names that do not fit, or no published weights by the recipe's name.
+            UserError: the datasets do not go together, or no published weights by the recipe's name.
             FileNotFoundError: a file of the recipe's published weights is not there.
         """
+        require_alike(datasets, recipe.model.use_proprio)
         if recipe.model.architecture is not None:
             prompt, image_size = Prompt.tiny(), recipe.model.architecture.image_size
         else:
             weights = find_weights(recipe.model.model_name)
             prompt, image_size = Prompt.from_weights(weights), read_published_config(weights)["image_sizes"][0]
-        method = recipe.data.normalization
-        if pass_through is None:
-            pass_through = action_names[-1:]
         return cls(
             views=tuple(recipe.data.views),
             images=ImagePipeline(image_size, recipe.training.augment_crop_ratio, recipe.training.image_aug),
             prompt=prompt,
             action_tokens=ActionTokens(prompt.vocab_size),
-            action_statistics=Statistics.measure(actions, action_names, method, pass_through),
-            proprio_statistics=Statistics.measure(proprio, proprio_names or action_names, method),
             use_proprio=recipe.model.use_proprio,
             end_token=recipe.model.architecture is None,
-            look=json.loads(json.dumps(look, allow_nan=False)),
+            datasets=dict(datasets),
         )
+
+    # -------------------------------------------------------------------------------------------------- statistics
+
+    def for_dataset(self, name: str | None) -> "Codec":
+        """The same codec with the statistics of one of its datasets.
+
+        Args:
+            name: None: the only one.
+        Raises:
+            UserError: there is none of that name, or more than one to choose from; the line lists them.
+        """
+        known = ", ".join(self.datasets)
+        if name is None and len(self.datasets) > 1:
+            raise UserError(f"the policy was trained on several datasets, each with its own statistics: choose with --dataset, or Policy.load(..., dataset=...): {known}")  # fmt: skip
+        if name is not None and name not in self.datasets:
+            raise UserError(f"the policy was not trained on a dataset {name!r}; it knows {known}")
+        return self if name in (None, self.dataset) else replace(self, dataset=name)
+
+    @property
+    def chosen(self) -> DatasetStatistics:
+        assert self.dataset is not None, f"of which dataset? {list(self.datasets)}"
+        return self.datasets[self.dataset]
+
+    @property
+    def action_statistics(self) -> Statistics:
+        return self.chosen.action
+
+    @property
+    def proprio_statistics(self) -> Statistics:
+        return self.chosen.proprio
+
+    @property
+    def look(self) -> dict[str, Any]:
+        return self.chosen.look
 
     # ------------------------------------------------------------------------------------------------------ sizes
 
@@ -117,11 +137,16 @@ class Codec:
 
     @property
     def action_dim(self) -> int:
-        return len(self.action_statistics.names)
+        return len(self._any.action.names)
 
     @property
     def proprio_dim(self) -> int:
-        return len(self.proprio_statistics.names)
+        return len(self._any.proprio.names)
+
+    @property
+    def _any(self) -> DatasetStatistics:
+        """For what is the same in all of them."""
+        return next(iter(self.datasets.values()))
 
     @property
     def vocab_size(self) -> int:
@@ -158,7 +183,8 @@ class Codec:
         ids = self.encode_actions(action)
         if self.end_token:
             ids = np.append(ids, self.prompt.end_id)
-        return replace(self.encode_observation(observation, generator), action_tokens=torch.from_numpy(ids))
+        example, index = self.encode_observation(observation, generator), list(self.datasets).index(str(self.dataset))
+        return replace(example, action_tokens=torch.from_numpy(ids), dataset=torch.tensor(index))
 
     def stack(self, examples: Sequence[Example]) -> Stacked:
         """One batch. Shorter prompts are padded on the right; without actions, for generation, on the left."""
@@ -171,6 +197,7 @@ class Codec:
             input_ids[row, columns], text_mask[row, columns] = example.input_ids, True
         proprio = [example.proprio for example in examples if example.proprio is not None]
         tokens = [example.action_tokens for example in examples if example.action_tokens is not None]
+        datasets = [example.dataset for example in examples if example.dataset is not None]
         assert len(proprio) in (0, len(examples)) and len(tokens) in (0, len(examples)), (len(proprio), len(tokens))
         return Stacked(
             pixel_values=torch.stack([example.pixel_values for example in examples]),
@@ -178,13 +205,13 @@ class Codec:
             text_mask=text_mask,
             proprio=torch.stack(proprio) if proprio else None,
             action_tokens=torch.stack(tokens) if tokens else None,
+            dataset=torch.stack(datasets) if datasets else None,
         )
 
     def normalized(self, stacked: Batch) -> Batch:
         """The batch as the model sees it, on the device where it is."""
         assert isinstance(stacked, Stacked), "it is normalised already"
-        pixel_values = normalize(stacked.pixel_values)
-        return Batch(pixel_values, stacked.input_ids, stacked.text_mask, stacked.proprio, stacked.action_tokens)
+        return Batch(**vars(stacked) | {"pixel_values": normalize(stacked.pixel_values)})
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Both at once."""
@@ -237,6 +264,12 @@ class Codec:
         assert ids.shape[-1] == self.action_dim, (ids.shape, self.action_dim)
         return self.action_statistics.denormalize(self.action_tokens.decode(ids)).astype(np.float32)
 
+    def decode_each(self, ids: Int64[np.ndarray, "b a"], datasets: Sequence[int]) -> Float32[np.ndarray, "b a"]:
+        """The same, each row with the statistics of its own dataset."""
+        names = list(self.datasets)
+        rows = zip(ids, datasets, strict=True)
+        return np.stack([self.for_dataset(names[dataset]).decode_actions(row) for row, dataset in rows])
+
     def clipped(self, actions: Float[np.ndarray, "*b a"]) -> Bool[np.ndarray, "*b a"]:
         """Where an action lies beyond its bins, so that its decoding is off by more than half a bin."""
         return self.action_statistics.outside(actions)
@@ -271,22 +304,24 @@ class Codec:
                 "bins": self.action_tokens.num_bins,
                 "first_id": self.action_tokens.first_id,
                 "end_token": self.end_token,
-                "statistics": self.action_statistics.to_json(),
             },
-            "proprio": {"used": self.use_proprio, "statistics": self.proprio_statistics.to_json()},
-            "look": self.look,
+            "use_proprio": self.use_proprio,
+            "datasets": {name: dataset.to_json() for name, dataset in self.datasets.items()},
         }
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything in codec.json."""
-        return _fingerprint(self._content())
+        """SHA-256 of everything in codec.json, and of the choice where there is one between several datasets."""
+        choice = {"dataset": self.dataset} if self.dataset is not None and len(self.datasets) > 1 else {}
+        return _fingerprint(self._content() | choice)
 
     def save(self, directory: Path) -> None:
         """Write `codec.json`, and the tokenizer beside it if it is not the shipped one; each whole or not at all."""
         if self.prompt.tokenizer_name == TOKENIZER_FILE:
             _write_atomically(directory / TOKENIZER_FILE, self.prompt.tokenizer_text)
-        _write_atomically(directory / FILE, _readable(self._content() | {"fingerprint": self.fingerprint}) + "\n")
+        _write_atomically(
+            directory / FILE, _readable(self._content() | {"fingerprint": _fingerprint(self._content())}) + "\n"
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "Codec":
@@ -303,26 +338,34 @@ class Codec:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON ({error}); use another checkpoint") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in (1, FORMAT):
             raise UserError(f"{path} is not a codec of format {FORMAT}; use the version of robofactory that wrote it")
         stated = content.pop("fingerprint", None)
         if stated != _fingerprint(content):
             raise UserError(f"{path} was edited or damaged: it does not match its fingerprint. Restore the file")
+        if content["format"] == 1:
+            content = _with_datasets(content, directory.resolve().parent.name)
         prompt = Prompt.from_json(content["prompt"], directory)
         codec = cls(
             views=tuple(content["views"]),
             images=ImagePipeline.from_json(content["images"]),
             prompt=prompt,
             action_tokens=ActionTokens(prompt.vocab_size, content["actions"]["bins"]),
-            action_statistics=Statistics.from_json(content["actions"]["statistics"]),
-            proprio_statistics=Statistics.from_json(content["proprio"]["statistics"]),
-            use_proprio=content["proprio"]["used"],
+            use_proprio=content["use_proprio"],
             end_token=content["actions"]["end_token"],
-            look=content["look"],
+            datasets={name: DatasetStatistics.from_json(each) for name, each in content["datasets"].items()},
         )
-        if codec.fingerprint != stated:  # e.g. other pixel means: this code would not do what the file says
+        if codec._content() != content:  # e.g. other pixel means: this code would not do what the file says
             raise UserError(f"{path} asks for what this version of robofactory does not do; use the one that wrote it")
         return codec
+
+
+def _with_datasets(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Format 1 had one dataset, and did not say which: it had the name of the run."""
+    actions, proprio = dict(content["actions"]), content["proprio"]
+    dataset = {"look": content["look"], "num_episodes": 0, "action": actions.pop("statistics"), "proprio": proprio["statistics"]}  # fmt: skip
+    kept = {key: content[key] for key in ("views", "images", "prompt")}
+    return kept | {"format": FORMAT, "actions": actions, "use_proprio": proprio["used"], "datasets": {name: dataset}}
 
 
 def _describe(value: Any) -> str:

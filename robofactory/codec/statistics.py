@@ -1,6 +1,6 @@
 """Statistics of actions and proprio in float64, and the normalisations that are made from them, with their inverses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64
 from robofactory.config import UserError
 
 METHODS = ("mean_std", "q01_q99", "min_max")
+SMALLEST_SPAN = 0.2  # of a dimension that passes through: 25 of the 256 bins, where a gripper in metres would have 5
 _ARRAYS = ("min", "max", "mean", "std", "q01", "q99")
 
 
@@ -49,43 +50,60 @@ class Statistics:
             names: one for each dimension.
             pass_through: names of the dimensions that are not normalised.
         Raises:
-            UserError: no data, NaN or infinity, an unknown name or method, or a dimension that passes through although
-                it leaves [-1, 1].
+            UserError: no data, NaN or infinity, or as `of_numbers`.
         """
-        if method not in METHODS:
-            raise UserError(f"normalization {method!r} is none of {', '.join(METHODS)}")
         if len(values) == 0:
             raise UserError("there is no data to take statistics of; record demonstrations first")
-        if values.shape[1] != len(names):
-            raise UserError(f"{values.shape[1]} dimensions but {len(names)} names ({', '.join(names)})")
-        unknown = sorted(set(pass_through) - set(names))
-        if unknown:
-            raise UserError(f"no dimension {unknown[0]!r} to pass through; there are {', '.join(names)}")
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             index = int(np.argmin(finite))
             raise UserError(f"row {index} of {len(values)} is not finite: {values[index]}; record that episode again")
         values = values.astype(np.float64)
+        numbers = {
+            "min": values.min(axis=0),
+            "max": values.max(axis=0),
+            "mean": values.mean(axis=0),
+            "std": values.std(axis=0),
+            "q01": np.quantile(values, 0.01, axis=0),
+            "q99": np.quantile(values, 0.99, axis=0),
+        }
+        return cls.of_numbers(numbers, len(values), names, method, pass_through)
+
+    @classmethod
+    def of_numbers(
+        cls,
+        numbers: Mapping[str, Float64[np.ndarray, " a"]],
+        count: int,
+        names: Sequence[str],
+        method: str,
+        pass_through: Sequence[str] = (),
+    ) -> "Statistics":
+        """Statistics that were taken before.
+
+        Args:
+            numbers: by the names of the fields; there may be more.
+            count: of the values that they were taken of.
+        Raises:
+            UserError: an unknown name or method, or a dimension that passes through although it leaves [-1, 1] or moves
+                so little there that it would hardly be resolved.
+        """
+        if method not in METHODS:
+            raise UserError(f"normalization {method!r} is none of {', '.join(METHODS)}")
+        low, high = numbers["min"], numbers["max"]
+        if len(low) != len(names):
+            raise UserError(f"{len(low)} dimensions but {len(names)} names ({', '.join(names)})")
+        unknown = sorted(set(pass_through) - set(names))
+        if unknown:
+            raise UserError(f"no dimension {unknown[0]!r} to pass through; there are {', '.join(names)}")
         passes = np.array([name in pass_through for name in names])
-        outside = passes & (np.abs(values).max(axis=0) > 1.0)
-        if outside.any():
-            at = int(np.argmax(outside))
-            raise UserError(
-                f"{names[at]!r} passes through unnormalised and must be in [-1, 1], but reaches "
-                f"{values[:, at].min():.4g}..{values[:, at].max():.4g}"
-            )
-        return cls(
-            method=method,
-            names=tuple(names),
-            normalized=~passes,
-            min=values.min(axis=0),
-            max=values.max(axis=0),
-            mean=values.mean(axis=0),
-            std=values.std(axis=0),
-            q01=np.quantile(values, 0.01, axis=0),
-            q99=np.quantile(values, 0.99, axis=0),
-            count=len(values),
-        )
+        outside = (low < -1.0) | (high > 1.0)
+        hardly_moves = (low < high) & (high - low < SMALLEST_SPAN)
+        wrong = passes & (outside | hardly_moves)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            problem = "must be in [-1, 1], but reaches" if outside[at] else "moves too little to be resolved there:"
+            raise UserError(f"{names[at]!r} passes through unnormalised and {problem} {low[at]:.4g}..{high[at]:.4g}; name what is in [-1, 1] in data.pass_through, or nothing: data.pass_through=[]")  # fmt: skip
+        return cls(method, tuple(names), ~passes, count=count, **{name: numbers[name] for name in _ARRAYS})
 
     @cached_property
     def bounds(self) -> Float64[np.ndarray, "2 a"]:
@@ -100,6 +118,11 @@ class Statistics:
                 bounds = np.stack([self.min, self.max])
         bounds = np.where(self.min == self.max, self.min, bounds)  # exact: a mean of equal numbers may be rounded
         return np.where(self.normalized, bounds, [[-1.0], [1.0]])
+
+    @property
+    def joints(self) -> Bool[np.ndarray, " a"]:
+        """What an error in rad is the mean over: the dimensions that do not pass through, or all where all do."""
+        return self.normalized if self.normalized.any() else ~self.normalized
 
     @property
     def scale(self) -> Float64[np.ndarray, " a"]:
@@ -149,3 +172,84 @@ class Statistics:
             normalized=np.array(content["normalized"], dtype=bool),
             **{name: np.array(content[name], dtype=np.float64) for name in _ARRAYS},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetStatistics:
+    """What a policy keeps of one dataset that it was trained on.
+
+    look: what the pictures show that the codec does not decide (visual detail, shader, camera sizes); evaluation
+        compares it with its scene. Anything that JSON can hold.
+    num_episodes: that were trained on.
+    """
+
+    action: Statistics
+    proprio: Statistics
+    look: dict[str, Any]
+    num_episodes: int
+
+    @classmethod
+    def measure(
+        cls,
+        actions: Float[np.ndarray, "n a"],
+        proprio: Float[np.ndarray, "m s"],
+        names: Sequence[str],
+        method: str,
+        look: dict[str, Any],
+        num_episodes: int,
+        *,
+        pass_through: Sequence[str] | None = None,
+        proprio_names: Sequence[str] | None = None,
+    ) -> "DatasetStatistics":
+        """Of all training episodes, in physical units; arguments and errors as of `Statistics.measure`.
+
+        Args:
+            names: of the action dimensions.
+            pass_through: None: the grippers, by their names.
+            proprio_names: None: the same as the actions'.
+        """
+        passing = grippers(names) if pass_through is None else pass_through
+        action = Statistics.measure(actions, names, method, passing)
+        return cls(action, Statistics.measure(proprio, proprio_names or names, method), look, num_episodes)
+
+    def official(self) -> dict[str, Any]:
+        """The dataset's value in the official `norm_stats`."""
+        return {
+            "action": self.action.official(),
+            "proprio": self.proprio.official(),
+            "num_transitions": self.action.count,
+            "num_trajectories": self.num_episodes,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "look": self.look,
+            "num_episodes": self.num_episodes,
+            "action": self.action.to_json(),
+            "proprio": self.proprio.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "DatasetStatistics":
+        action, proprio = (Statistics.from_json(content[name]) for name in ("action", "proprio"))
+        return cls(action, proprio, content["look"], content["num_episodes"])
+
+
+def require_alike(datasets: Mapping[str, DatasetStatistics], use_proprio: bool) -> None:
+    """Raises UserError unless one model can learn all these datasets; the line names the first that does not fit."""
+    (first, one), *others = datasets.items()
+    for name, other in others:
+        for what in ("action", "proprio") if use_proprio else ("action",):
+            a, b = getattr(one, what), getattr(other, what)
+            names = f"{first} has {', '.join(a.names)}; {name} has {', '.join(b.names)}"
+            if len(a.names) != len(b.names):
+                raise UserError(f"cannot mix {what}s of {len(a.names)} and {len(b.names)} numbers: {names}")
+            if a.names != b.names and sorted(a.names) == sorted(b.names):
+                raise UserError(f"cannot mix {what}s whose numbers are in another order: {names}")
+            if (a.normalized != b.normalized).any():
+                raise UserError(f"cannot mix {what}s of which other numbers pass through unnormalised: {names}; see data.pass_through")  # fmt: skip
+
+
+def grippers(names: Sequence[str]) -> list[str]:
+    """The dimensions that are in [-1, 1] already, by what they are called."""
+    return [name for name in names if "gripper" in name.lower()]

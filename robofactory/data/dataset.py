@@ -1,20 +1,22 @@
-"""From a dataset on disk to batches: split by episode, the order of an epoch, frame -> example -> batch."""
+"""From datasets to batches: split by episode, mixed, frame -> example -> batch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from robofactory.codec.codec import Codec, Example, Stacked
-from robofactory.config import RecipeConfig, SceneConfig, UserError, from_yaml, look_of
+from robofactory.codec.statistics import DatasetStatistics, Statistics, grippers
+from robofactory.config import RecipeConfig, SceneConfig, UserError, from_yaml, home, look_of
 from robofactory.data.episodes import DatasetReader
+from robofactory.data.order import FrameKey, FrameOrder, InOrder, Mixture, Passes, generator
+from robofactory.data.streaming import StreamedReader
 from robofactory.shapes import Action, Batch, Observation
 
 
@@ -27,43 +29,111 @@ def split_episodes(num_episodes: int, val_ratio: float, seed: int) -> tuple[tupl
     if num_episodes < 2:
         raise UserError(f"{num_episodes} episode cannot be split into training and validation; record at least 2")
     num_val = min(max(1, round(val_ratio * num_episodes)), num_episodes - 1)
-    order = torch.randperm(num_episodes, generator=_generator(seed, "split")).tolist()
+    order = torch.randperm(num_episodes, generator=generator(seed, "split")).tolist()
     return tuple(sorted(order[num_val:])), tuple(sorted(order[:num_val]))
 
 
 def load_splits(directory: Path, recipe: RecipeConfig, relabelled: Sequence[Path] = ()) -> "Splits":
-    """An agent's demonstrations in two parts, and their codec; relabelled episodes are all for training.
+    """What a policy is trained on, each dataset in two parts, and the codec of all.
 
-    Statistics are taken from the demonstrations to train on, and from nothing else: the codec stays what it is in
-    whatever round of training.
+    Statistics are taken from the episodes to train on, dataset by dataset, and from nothing else: relabelled episodes
+    are all for training, and the codec stays what it is in whatever round of training. Those of a streamed dataset are
+    the ones in its `meta/stats.json`, over all its episodes.
+
+    Args:
+        directory: the agent's demonstrations: all there is, unless `recipe.data.datasets` names others.
+        relabelled: more episodes of these demonstrations.
+    Raises:
+        UserError: no dataset, an unfinished or broken one, or a view that it has not; datasets that do not go together;
+            relabelled episodes that show other pictures.
+    """
+    sources = locate_datasets(directory, recipe)
+    if relabelled and directory.name not in sources:
+        raise UserError(
+            f"--round adds to {directory.name}, which data.datasets leaves out: it has {', '.join(sources)}"
+        )
+    train, val, statistics = [], [], {}
+    for name, location in sources.items():
+        reader = open_dataset(location, recipe)
+        episodes, held_out = split_episodes(reader.num_episodes, recipe.data.val_ratio, recipe.training.seed)
+        train.append(Part(name, reader, episodes))
+        val.append(Part(name, reader, held_out))
+        statistics[name] = measure(train[-1], recipe)
+        for path in relabelled if name == directory.name else ():
+            more = DatasetReader(path, recipe.data.views)
+            if look_of_pictures(more) != statistics[name].look:
+                raise UserError(f"{path} does not show its pictures as {directory} does; delete it and record it again")
+            train.append(Part(name, more, tuple(range(more.num_episodes))))
+    return Splits(Codec.create(recipe, statistics), tuple(train), tuple(val), recipe)
+
+
+def locate_datasets(directory: Path, recipe: RecipeConfig) -> dict[str, str]:
+    """Name -> path or URL of each dataset to train on.
 
     Raises:
-        UserError: no dataset, an unfinished or broken one, or a view that it has not; one that shows other pictures.
+        UserError: two of them have the same name.
     """
-    reader, *more = (DatasetReader(each, recipe.data.views) for each in (directory, *relabelled))
-    look, *looks = (look_of(from_yaml(SceneConfig, each.description.scene_yaml)) for each in (reader, *more))
-    for other, path in zip(looks, relabelled, strict=True):
-        if other != look:
-            raise UserError(f"{path} does not show its pictures as {directory} does; delete it and record it again")
-    train, val = split_episodes(reader.num_episodes, recipe.data.val_ratio, recipe.training.seed)
-    actions = np.concatenate([reader.actions(episode) for episode in train])
-    proprio = np.concatenate([reader.proprio(episode) for episode in train])
-    codec = Codec.create(recipe, actions, proprio, reader.description.joint_names, look)
-    parts = (Part(reader, train), *(Part(each, tuple(range(each.num_episodes))) for each in more))
-    return Splits(codec, parts, (Part(reader, val),), recipe)
+    if not recipe.data.datasets:
+        return {directory.name: str(directory)}
+    located: dict[str, str] = {}
+    for given in recipe.data.datasets:
+        name = given.rstrip("/").rpartition("/")[2]
+        if name in located:
+            raise UserError(f"data.datasets has two datasets called {name!r}; a policy tells them apart by their names")
+        located[name] = given if "/" in given else str(home() / "data" / given)
+    return located
+
+
+def open_dataset(location: str, recipe: RecipeConfig) -> DatasetReader | StreamedReader:
+    if "://" not in location:
+        return DatasetReader(Path(location), recipe.data.views)
+    return StreamedReader(location, recipe.data.views, home() / "cache", recipe.data.stream_window)
+
+
+def look_of_pictures(reader: DatasetReader | StreamedReader) -> dict[str, Any]:
+    """See `config.look_of`; empty for what comes from no scene of ours."""
+    scene_yaml = reader.description.scene_yaml
+    return look_of(from_yaml(SceneConfig, scene_yaml)) if scene_yaml else {}
+
+
+def measure(part: "Part", recipe: RecipeConfig) -> DatasetStatistics:
+    """Raises UserError as `Statistics.measure`; the line names the dataset."""
+    reader, names, method = part.reader, part.reader.description.joint_names, recipe.data.normalization
+    look, pass_through = look_of_pictures(reader), recipe.data.pass_through
+    try:
+        if not isinstance(reader, StreamedReader):
+            numbers = part.actions(), part.proprio(), names, method, look, len(part.episodes)
+            return DatasetStatistics.measure(*numbers, pass_through=pass_through)
+        passing = grippers(names) if pass_through is None else pass_through
+        action = Statistics.of_numbers(reader.statistics["action"], reader.num_frames, names, method, passing)
+        proprio = Statistics.of_numbers(reader.statistics["observation.state"], reader.num_frames, names, method)
+        return DatasetStatistics(action, proprio, look, len(part.episodes))
+    except UserError as error:
+        raise UserError(f"dataset {part.dataset}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Part:
     """Some episodes of a dataset."""
 
-    reader: DatasetReader
+    dataset: str
+    reader: DatasetReader | StreamedReader
     episodes: tuple[int, ...]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " e"]:
+        return self.reader.episode_lengths[list(self.episodes)]
+
+    def actions(self) -> Float32[np.ndarray, "n a"]:
+        return np.concatenate([self.reader.actions(episode) for episode in self.episodes])
+
+    def proprio(self) -> Float32[np.ndarray, "n s"]:
+        return np.concatenate([self.reader.proprio(episode) for episode in self.episodes])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What training asks of its data. No episode is in both `train` and `val`."""
+    """What training asks of its data. No episode is in both `train` and `val`; the parts of a dataset come together."""
 
     codec: Codec
     train: tuple[Part, ...]
@@ -72,36 +142,61 @@ class Splits:
 
     def train_batches(self, rank: int, world_size: int) -> "Batches":
         """Random order and random crops, both drawn from the recipe's seed."""
-        return self._batches(self.train, is_training=True, rank=rank, world_size=world_size)
+        seed = self.recipe.training.seed
+        frames = Mixture(self._passes(), self._weights(), seed)
+        accumulate = self.recipe.training.gradient_accumulate_every
+        return self._batches(FrameDataset(self.train, self.codec, seed), frames, rank, world_size, accumulate)
 
     def val_batches(self, rank: int, world_size: int) -> "Batches":
         """In order, centred crops."""
-        return self._batches(self.val, is_training=False, rank=rank, world_size=world_size)
+        dataset = FrameDataset(self.val, self.codec, augment_seed=None)
+        return self._batches(dataset, InOrder(len(dataset)), rank, world_size)
 
-    def train_actions(self) -> Float32[np.ndarray, "n a"]:
-        """All actions to train on, in physical units."""
-        return np.concatenate([part.reader.actions(episode) for part in self.train for episode in part.episodes])
+    def describe(self) -> str:
+        """For people: what an epoch consists of, and what the bins do to the actions of each dataset."""
+        passes, weights = self._passes(), self._weights()
+        mixture = Mixture(passes, weights, self.recipe.training.seed)
+        lines = []
+        if len(passes) > 1 or weights != [1.0]:
+            width = max(len(name) for name in self.codec.datasets)
+            lines.append(f"{'dataset':<{width}} {'frames':>10} {'weight':>8} {'an epoch':>10} {'share':>7}")
+            for name, each, weight, count in zip(self.codec.datasets, passes, weights, mixture.counts, strict=True):
+                share = count / mixture.num_frames
+                lines.append(f"{name:<{width}} {each.num_frames:>10,} {weight:>8g} {count:>10,} {share:>7.1%}")
+        for name in self.codec.datasets:
+            lines += [f"{name}:"] if len(passes) > 1 else []
+            lines.append(self.codec.for_dataset(name).action_table(self.train_actions(name)))
+        return "\n".join(lines)
+
+    def train_actions(self, dataset: str) -> Float32[np.ndarray, "n a"]:
+        """The actions to train on, in physical units; of a streamed dataset those of a few episodes."""
+        parts = [part for part in self.train if part.dataset == dataset]
+        return np.concatenate([replace(part, episodes=_a_few(part)).actions() for part in parts])
 
     def examples(self, count: int, device: torch.device) -> tuple[Batch, Float32[np.ndarray, "n a"]]:
-        """A batch of training frames, spread evenly over them, and the actions that the data holds for them."""
-        frames = FrameDataset(self.train, self.codec, augment_seed=None)
-        rows = np.linspace(0, len(frames) - 1, count).astype(int).tolist()
+        """A batch of training frames, spread evenly over each dataset, and the actions that the data holds for them."""
+        frames, passes, rows = FrameDataset(self.train, self.codec, augment_seed=None), self._passes(), []
+        for index, dataset in enumerate(passes):
+            share = len(range(index, count, len(passes)))
+            rows += (dataset.first_frame + np.linspace(0, dataset.num_frames - 1, share).astype(int)).tolist()
         batch = self.codec.collate([frames[FrameKey(0, row)] for row in rows])
         return batch.to(device), np.stack([frames.raw(row)[1] for row in rows])
 
     def open_loop(
         self, max_frames: int, device: torch.device
-    ) -> tuple[int, int, Iterator[tuple[Batch, Float32[np.ndarray, "n a"]]]]:
-        """The first held-out episode, the stride at which its frames are taken, and these with their actions."""
-        reader, episode = self.val[0].reader, self.val[0].episodes[0]
-        frames = FrameDataset([Part(reader, (episode,))], self.codec, augment_seed=None)
+    ) -> tuple[Codec, int, int, Iterator[tuple[Batch, Float32[np.ndarray, "n a"]]]]:
+        """The first held-out episode (of the first dataset), its codec, the stride at which its frames are taken, and
+        these with their actions."""
+        part = self.val[0]
+        reader, episode = part.reader, part.episodes[0]
+        frames = FrameDataset([replace(part, episodes=(episode,))], self.codec, augment_seed=None)
         stride = -(-len(frames) // max_frames)
         rows, size = list(range(0, len(frames), stride)), self.recipe.dataloader.batch_size
         batches = (
-            (self.codec.collate([frames[FrameKey(0, row)] for row in part]).to(device), reader.actions(episode)[part])
-            for part in (rows[start : start + size] for start in range(0, len(rows), size))
+            (self.codec.collate([frames[FrameKey(0, row)] for row in some]).to(device), reader.actions(episode)[some])
+            for some in (rows[start : start + size] for start in range(0, len(rows), size))
         )
-        return episode, stride, batches
+        return self.codec.for_dataset(part.dataset), episode, stride, batches
 
     def input_images(self) -> tuple[dict[str, UInt8[np.ndarray, "h w 3"]], str]:
         """The views of one training example as the model sees them, and its instruction."""
@@ -112,23 +207,37 @@ class Splits:
         views = {view: pictures[index] for index, view in enumerate(self.codec.views)}
         return views, reader.instructions[first]
 
-    def _batches(self, parts: Sequence[Part], is_training: bool, rank: int, world_size: int) -> "Batches":
-        seed = self.recipe.training.seed
-        frames = FrameDataset(parts, self.codec, augment_seed=seed if is_training else None)
-        accumulate = self.recipe.training.gradient_accumulate_every if is_training else 1
-        batch_size = self.recipe.dataloader.batch_size
-        order = FrameOrder(len(frames), batch_size, seed, is_training, rank, world_size, accumulate)
-        return Batches(frames, order, self.recipe.dataloader.num_workers)
+    def _passes(self) -> list[Passes]:
+        """Over the frames of each dataset as `FrameDataset` counts them."""
+        passes, first_frame, seed = [], 0, self.recipe.training.seed
+        for index, name in enumerate(self.codec.datasets):
+            parts = [part for part in self.train if part.dataset == name]
+            lengths = np.concatenate([part.lengths for part in parts]).tolist()
+            is_streamed = isinstance(parts[0].reader, StreamedReader)
+            window = self.recipe.data.stream_window if is_streamed else None
+            passes.append(Passes(first_frame, lengths, seed, index, window))
+            first_frame += passes[-1].num_frames
+        return passes
+
+    def _weights(self) -> list[float]:
+        return list(self.recipe.data.datasets.values()) or [1.0]
+
+    def _batches(
+        self, dataset: "FrameDataset", frames: InOrder | Mixture, rank: int, world_size: int, accumulate: int = 1
+    ) -> "Batches":
+        loader = self.recipe.dataloader
+        order = FrameOrder(frames, loader.batch_size, rank, world_size, accumulate)
+        return Batches(dataset, order, loader.num_workers)
+
+
+def _a_few(part: Part) -> tuple[int, ...]:
+    """Of a streamed dataset so many episodes as are fetched in a moment, of others all."""
+    if not isinstance(part.reader, StreamedReader):
+        return part.episodes
+    return part.episodes[:: -(-len(part.episodes) // 8)]
 
 
 # ------------------------------------------------------------------------------------------------- frame -> example
-
-
-class FrameKey(NamedTuple):
-    """A frame in an epoch. The epoch travels with the frame, so that workers that live on never fall behind."""
-
-    epoch: int
-    frame: int
 
 
 class FrameDataset(Dataset[Example]):
@@ -141,97 +250,27 @@ class FrameDataset(Dataset[Example]):
     def __init__(self, parts: Sequence[Part], codec: Codec, augment_seed: int | None):
         self.codec = codec
         self.augment_seed = augment_seed
-        self._episodes = [(part.reader, episode) for part in parts for episode in part.episodes]
-        self._ends = np.cumsum([reader.episode_lengths[episode] for reader, episode in self._episodes])
+        self._codecs = {part.dataset: codec.for_dataset(part.dataset) for part in parts}
+        self._episodes = [(part, episode) for part in parts for episode in part.episodes]
+        self._ends = np.cumsum(np.concatenate([part.lengths for part in parts]))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def raw(self, frame: int) -> tuple[Observation, Action]:
         """The frame as it was recorded."""
-        at = int(np.searchsorted(self._ends, frame, side="right"))
-        reader, episode = self._episodes[at]
-        return reader.frame(episode, frame - int(self._ends[at] - reader.episode_lengths[episode]))
+        return self._find(frame)[1:]
 
     def __getitem__(self, key: FrameKey) -> Example:
-        observation, action = self.raw(key.frame)
-        generator = None if self.augment_seed is None else _generator(self.augment_seed, "crop", *key)
-        return self.codec.encode_example(observation, action, generator)
+        dataset, observation, action = self._find(key.frame)
+        random = None if self.augment_seed is None else generator(self.augment_seed, "crop", *key)
+        return self._codecs[dataset].encode_example(observation, action, random)
 
-
-def _generator(*key: int | str) -> torch.Generator:
-    """Random numbers that are a pure function of the key."""
-    words = [value if isinstance(value, int) else int.from_bytes(value.encode(), "little") for value in key]
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)
-
-
-# ------------------------------------------------------------------------------------------------ the order of frames
-
-
-class FrameOrder(Sampler[list[FrameKey]]):
-    """The micro-batches of an epoch, as one process draws them: a pure function of (seed, epoch, rank).
-
-    Each frame comes exactly once an epoch over all ranks. The frames of an optimizer step depend on the global batch
-    `batch_size * accumulate * world_size` alone, and its micro-batches on `batch_size` and `accumulate * world_size`:
-    two processes, or one that accumulates twice, go over the same ones. Every rank gets `accumulate` of them a step;
-    their sizes differ by one at most within a step, and nothing is dropped: no short last batch.
-
-    Raises:
-        UserError: more micro-batches in a step than frames.
-    """
-
-    def __init__(
-        self,
-        num_frames: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulate: int = 1,
-    ):
-        assert 0 <= rank < world_size, (rank, world_size)
-        self.num_parts = accumulate * world_size
-        if num_frames < self.num_parts:
-            raise UserError(f"{num_frames} frames cannot be shared by {world_size} processes with gradient_accumulate_every={accumulate}; record more episodes")  # fmt: skip
-        self.num_frames, self.seed, self.shuffle = num_frames, seed, shuffle
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
-        # With batch_size 1 a short last step would leave a process without a frame: one step less, some batches of two.
-        self.num_steps = min(-(-num_frames // (batch_size * self.num_parts)), num_frames // self.num_parts)
-        self.epoch = self.first_step = 0
-
-    def start(self, epoch: int, first_step: int = 0) -> None:
-        """What the next iteration goes over: an epoch, from one of its optimizer steps on."""
-        assert 0 <= first_step <= self.num_steps, (first_step, self.num_steps)
-        self.epoch, self.first_step = epoch, first_step
-
-    def __len__(self) -> int:
-        return (self.num_steps - self.first_step) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[FrameKey]]:
-        order = self.order(self.epoch).tolist()
-        for step in range(self.first_step, self.num_steps):
-            frames = order[slice(*self._span(step))]
-            for micro in range(self.accumulate):
-                part = micro * self.world_size + self.rank
-                start, end = (k * len(frames) // self.num_parts for k in (part, part + 1))
-                yield [FrameKey(self.epoch, frame) for frame in frames[start:end]]
-
-    def step_size(self, step: int) -> int:
-        """How many frames a step has over all ranks."""
-        start, end = self._span(step)
-        return end - start
-
-    def _span(self, step: int) -> tuple[int, int]:
-        start, end = (k * self.num_frames // self.num_steps for k in (step, step + 1))
-        return start, end
-
-    def order(self, epoch: int) -> Int64[Tensor, " n"]:
-        """All frames in the order of an epoch."""
-        if not self.shuffle:
-            return torch.arange(self.num_frames)
-        return torch.randperm(self.num_frames, generator=_generator(self.seed, "order", epoch))
+    def _find(self, frame: int) -> tuple[str, Observation, Action]:
+        at = int(np.searchsorted(self._ends, frame, side="right"))
+        part, episode = self._episodes[at]
+        start = int(self._ends[at] - part.reader.episode_lengths[episode])
+        return part.dataset, *part.reader.frame(episode, frame - start)
 
 
 class Batches:

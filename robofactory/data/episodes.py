@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -235,11 +235,8 @@ class DatasetReader:
         self.directory = directory
         self.description, info = read_finished(directory)
         self.seeds: list[int] = lerobot.read_json(meta / "robofactory.json")["seeds"]
-        known = self.description.image_sizes
-        self.views = tuple(known if views is None else views)
-        for view in self.views:
-            if view not in known:
-                raise UserError(f"{directory} has no view {view!r}; it has {', '.join(known)}")
+        self.views = tuple(self.description.image_sizes if views is None else views)
+        require_views(self.views, self.description, str(directory))
         num_episodes = info["total_episodes"]
         if num_episodes == 0:
             raise UserError(f"{directory} has no episode; delete it and record again")
@@ -277,24 +274,45 @@ class DatasetReader:
         """What the agent saw at a step of an episode, and what the expert answered."""
         assert 0 <= index < self.episode_lengths[episode], (episode, index)
         row = int(self.episode_starts[episode]) + index
-        images = {}
         with open(lerobot.data_file(self.directory, episode), "rb", buffering=0) as file:
-            for view, (offset, size) in zip(self.views, self._places[row].tolist(), strict=True):
-                images[view] = decode_png(os.pread(file.fileno(), size, offset))
+            images = read_pictures(file, self.views, self._places[row])
         observation = Observation(images, self.all_proprio[row].copy(), self.instructions[episode])
         return observation, self.all_actions[row].copy()
 
     def _read_episode(self, episode: int) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
-        path = lerobot.data_file(self.directory, episode)
-        keys = [lerobot.image_key(view) for view in self.views]
-        table = lerobot.read_parquet(path, ["action", "observation.state", "perturbed", "task_index", *keys])
-        if len(table) == 0:
-            raise UserError(f"{path} has no frame; delete it and record again")
-        for column in ("action", "observation.state"):
-            if not np.isfinite(lerobot.to_numpy(table[column])).all():
-                raise UserError(f"{path}: {column} of episode {episode} is not finite; delete it and record again")
-        places = [_find_images(path, key, table[key]) for key in keys]
-        return table.drop_columns(keys), np.stack(places, axis=1)
+        return read_episode(lerobot.data_file(self.directory, episode), self.views)
+
+
+def require_views(views: Sequence[str], description: DatasetDescription, dataset: str) -> None:
+    """Raises UserError where the dataset has not all these views."""
+    for view in views:
+        if view not in description.image_sizes:
+            raise UserError(f"{dataset} has no view {view!r}; it has {', '.join(description.image_sizes)}")
+
+
+def read_episode(path: Path, views: Sequence[str]) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
+    """The numbers of an episode, and where its pictures are in the file: offset and size in bytes.
+
+    Raises:
+        UserError: the file is broken, or a number in it is not finite.
+    """
+    keys = [lerobot.image_key(view) for view in views]
+    table = lerobot.read_parquet(path, ["action", "observation.state", "perturbed", "task_index", *keys])
+    if len(table) == 0:
+        raise UserError(f"{path} has no frame; delete it and record again")
+    for column in ("action", "observation.state"):
+        if not np.isfinite(lerobot.to_numpy(table[column])).all():
+            raise UserError(f"{path}: {column} is not finite; delete it and record again")
+    places = [_find_images(path, key, table[key]) for key in keys]
+    return table.drop_columns(keys), np.stack(places, axis=1)
+
+
+def read_pictures(
+    file: BinaryIO, views: Sequence[str], places: Int64[np.ndarray, "v 2"]
+) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
+    """The pictures of one frame, from where `read_episode` found them."""
+    of_views = zip(views, places.tolist(), strict=True)
+    return {view: decode_png(os.pread(file.fileno(), size, offset)) for view, (offset, size) in of_views}
 
 
 def _find_images(path: Path, column: str, values: pa.ChunkedArray) -> Int64[np.ndarray, "n 2"]:
@@ -338,7 +356,11 @@ def is_complete(directory: Path, num_episodes: int) -> bool:
 
 
 def _read_description(path: Path) -> DatasetDescription:
-    content = lerobot.read_json(path)
+    return describe(lerobot.read_json(path))
+
+
+def describe(content: dict[str, Any]) -> DatasetDescription:
+    """What is in a dataset's `meta/robofactory.json`."""
     content["image_sizes"] = {view: tuple(size) for view, size in content["image_sizes"].items()}
     content["joint_names"] = tuple(content["joint_names"])
     content.setdefault("driver", "expert")  # datasets of the first version do not say it: there was no other

@@ -174,7 +174,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: as the file system says, e.g. ENOSPC; no half file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

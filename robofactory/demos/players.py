@@ -48,7 +48,8 @@ class PolicyPlayer:
         from robofactory.policy import Policy  # not at the top: the expert alone needs no model
 
         self.env, self.noise_share, self.num_agents = make_env(scene), noise_share, scene.num_agents
-        self.policies = [Policy.load(checkpoint) for checkpoint in checkpoints]
+        # Of several datasets, these robots are those of the demonstrations, which the run is named after.
+        self.policies = [Policy.load(checkpoint, dataset=checkpoint.parent.name) for checkpoint in checkpoints]
         assert len(self.policies) == self.num_agents, (len(self.policies), self.num_agents)
 
     def play(self, seed: int) -> list[Episode]:

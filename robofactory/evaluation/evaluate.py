@@ -71,6 +71,11 @@ trained unless visual_detail or shader is overridden.""",
         type=int,
         help="demonstrations the policies were trained on, the end of the run's name (default: the only one there is)",
     )
+    add(
+        "--dataset",
+        help="of policies that were trained on several: whose statistics they act by; '{agent}' stands for the agent's "
+        "number (default: the only one there is)",
+    )
     add("--partner", choices=[EXPERT], help="the scripted expert drives all agents but --agent_id")
     add("--agent_id", type=int, help="with --partner: the agent that its policy drives")
     add("--episodes", type=int, default=50, help="how many, one a seed (default: 50)")
@@ -114,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
     device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
     batch_size = (args.batch or (8 if device.startswith("cuda") else 4)) if learned else 1
-    policies = Policies.load(checkpoints, batch_size, device, args.temperature) if learned else None
+    datasets = {agent: args.dataset and args.dataset.replace("{agent}", str(agent)) for agent in checkpoints}
+    policies = Policies.load(checkpoints, batch_size, device, args.temperature, datasets) if learned else None
     codecs = {} if policies is None else policies.codecs
     scene = scene_as_trained(scene, {agent: codec.look for agent, codec in codecs.items()}, args.overrides)
     if args.max_steps:

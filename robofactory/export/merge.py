@@ -88,19 +88,13 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
 
     # ---- the directory
     base = find_weights(m.model_name)
-    name = data.name
-    statistics = {
-        "action": codec.action_statistics.official(),
-        "proprio": codec.proprio_statistics.official(),
-        "num_transitions": codec.action_statistics.count,
-        "num_trajectories": sum(len(part.episodes) for part in splits.train),
-    }
+    statistics = {name: dataset.official() for name, dataset in codec.datasets.items()}
     published = read_config(base)
-    norm_stats = published.get("norm_stats", {}) | {name: statistics}
+    norm_stats = published.get("norm_stats", {}) | statistics
     ours = {"global_token": m.global_token, "views": list(codec.views), "use_proprio": codec.use_proprio}
     config = published | ours | {"norm_stats": norm_stats, "torch_dtype": m.torch_dtype}
     temporary = output.with_name(f".{output.name}.tmp")
-    contents = {CONFIG: config, "dataset_statistics.json": {name: statistics}, "merge.json": report}
+    contents = {CONFIG: config, "dataset_statistics.json": statistics, "merge.json": report}
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -126,7 +120,8 @@ def answers(model: "OpenVLA", codec: "Codec", batch: "Batch") -> "tuple[torch.Te
     with torch.no_grad(), autocast(model):
         logits = model.action_logits(batch).float()
         tokens = model.generate(dataclasses.replace(batch, action_tokens=None), codec.action_dim)
-    return logits, codec.decode_actions(tokens.cpu().numpy())
+    assert batch.dataset is not None
+    return logits, codec.decode_each(tokens.cpu().numpy(), batch.dataset.tolist())
 
 
 def compare(
@@ -135,7 +130,7 @@ def compare(
     after: "tuple[torch.Tensor, np.ndarray]",
 ) -> dict[str, float | int]:
     """The largest differences; those of actions over the joints, in rad."""
-    joints = codec.action_statistics.normalized
+    joints = next(iter(codec.datasets.values())).action.joints
     actions = abs(before[1] - after[1])
     return {
         "frames": len(actions),

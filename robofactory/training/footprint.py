@@ -31,7 +31,7 @@ from robofactory.training.optim import make_optimizer
 
 BLOCK_BYTES = 512  # CUDA's allocator rounds up to it
 TEXT_TOKENS = 21  # of a prompt on Llama's tokenizer: BOS, "In: What action ... lift the barrier?\nOut:", the lone space
-STATE_DIM = 8  # numbers of an action and of a proprio vector: seven joints and the gripper
+STATE_DIM = 8  # numbers of an action and of a proprio vector, unless said otherwise: seven joints and the gripper
 PARTS = ("weights", "adapters", "optimizer", "gradients", "activations", "logits", "batch")
 
 
@@ -124,7 +124,9 @@ class Footprint:
         return sum(self.at_peak.values()) / 1e9
 
 
-def predict(recipe: RecipeConfig, text_tokens: int = TEXT_TOKENS) -> Footprint:
+def predict(
+    recipe: RecipeConfig, text_tokens: int = TEXT_TOKENS, action_dim: int = STATE_DIM, proprio_dim: int = STATE_DIM
+) -> Footprint:
     """A training step by this recipe on a GPU, once the optimizer has its state.
 
     Args:
@@ -132,10 +134,10 @@ def predict(recipe: RecipeConfig, text_tokens: int = TEXT_TOKENS) -> Footprint:
     Raises:
         UserError: the recipe's model is not known here, or its base is quantized.
     """
-    model = build_on_meta(recipe)
+    model = build_on_meta(recipe, proprio_dim)
     layers, recomputed = len(model.language_model.model.layers), recipe.training.num_recomputed_layers
     with FakeTensorMode():
-        allocations, batch = count_step(model, recipe, text_tokens)
+        allocations, batch = count_step(model, recipe, text_tokens, action_dim, proprio_dim)
     assert batch.action_tokens is not None and allocations.total.keys() <= set(PARTS), allocations.total
     num_visual = len(recipe.data.views) * model.vision_backbone.tokens_per_view
     return Footprint(
@@ -149,18 +151,24 @@ def predict(recipe: RecipeConfig, text_tokens: int = TEXT_TOKENS) -> Footprint:
     )
 
 
-def build_on_meta(recipe: RecipeConfig) -> OpenVLA:
+def build_on_meta(recipe: RecipeConfig, proprio_dim: int = STATE_DIM) -> OpenVLA:
     """The recipe's model, with what it trains, without data."""
-    m, proprio_dim = recipe.model, STATE_DIM if recipe.model.use_proprio else None
+    m, num_proprio = recipe.model, proprio_dim if recipe.model.use_proprio else None
     if m.quantize is not None:
         raise UserError(f"model.quantize={m.quantize}: memory is predicted for an unquantized base only; leave it out")
     if m.architecture is None:
-        return build_untrained(m, published_config(m.model_name), proprio_dim)
+        return build_untrained(m, published_config(m.model_name), num_proprio)
     with torch.device("meta"):
-        return build_from_scratch(m.architecture, Prompt.tiny().vocab_size, proprio_dim, m.global_token)
+        return build_from_scratch(m.architecture, Prompt.tiny().vocab_size, num_proprio, m.global_token)
 
 
-def count_step(model: OpenVLA, recipe: RecipeConfig, text_tokens: int) -> tuple[Allocations, Batch]:
+def count_step(
+    model: OpenVLA,
+    recipe: RecipeConfig,
+    text_tokens: int,
+    action_dim: int = STATE_DIM,
+    proprio_dim: int = STATE_DIM,
+) -> tuple[Allocations, Batch]:
     """What a step allocates, and its batch. Outside of FakeTensorMode all of it is real: how the tests check this file."""
     model.num_recomputed_layers = recipe.training.num_recomputed_layers
     model.fused_attention = model.vision_backbone.fused_attention = True  # as on a GPU
@@ -168,7 +176,7 @@ def count_step(model: OpenVLA, recipe: RecipeConfig, text_tokens: int) -> tuple[
     with allocations:
         fill(model, allocations)
         with allocations.labelled("batch"):
-            batch = empty_batch(model, recipe, text_tokens)
+            batch = empty_batch(model, recipe, text_tokens, action_dim, proprio_dim)
         take_step(model, batch, recipe, allocations)
     return allocations, batch
 
@@ -185,7 +193,7 @@ def fill(model: nn.Module, allocations: Allocations) -> None:
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
 
 
-def empty_batch(model: OpenVLA, recipe: RecipeConfig, text_tokens: int) -> Batch:
+def empty_batch(model: OpenVLA, recipe: RecipeConfig, text_tokens: int, action_dim: int, proprio_dim: int) -> Batch:
     size = recipe.dataloader.batch_size
     has_end_token = recipe.model.architecture is None
     return Batch(
@@ -194,8 +202,8 @@ def empty_batch(model: OpenVLA, recipe: RecipeConfig, text_tokens: int) -> Batch
         ),
         input_ids=torch.zeros(size, text_tokens, dtype=torch.int64),
         text_mask=torch.ones(size, text_tokens, dtype=torch.bool),
-        proprio=torch.zeros(size, STATE_DIM) if recipe.model.use_proprio else None,
-        action_tokens=torch.full((size, STATE_DIM + has_end_token), model.first_action_id),
+        proprio=torch.zeros(size, proprio_dim) if recipe.model.use_proprio else None,
+        action_tokens=torch.full((size, action_dim + has_end_token), model.first_action_id),
     )
 
 

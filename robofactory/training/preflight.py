@@ -34,16 +34,18 @@ def preflight(
 
 
 def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
-    assert batch.action_tokens is not None
-    tokens = batch.action_tokens[:, : codec.action_dim].cpu().numpy()
-    error = np.abs(codec.decode_actions(tokens) - actions)
-    allowed = codec.half_bin * 1.001 + 1e-6
-    worst = int((error / allowed).max(axis=0).argmax())
-    if ((error > allowed) & ~codec.clipped(actions)).any():
-        raise UserError(
-            f"preflight: the labels do not decode back to the actions: dimension {worst} is off by "
-            f"{error[:, worst].max():.4g}, half a bin is {allowed[worst]:.4g}; the statistics are not of this dataset"
-        )
+    assert batch.action_tokens is not None and batch.dataset is not None
+    tokens, dataset = batch.action_tokens[:, : codec.action_dim].cpu().numpy(), batch.dataset.cpu().numpy()
+    for index, name in enumerate(codec.datasets):
+        rows, own = dataset == index, codec.for_dataset(name)
+        error = np.abs(own.decode_actions(tokens[rows]) - actions[rows])
+        allowed = own.half_bin * 1.001 + 1e-6
+        if ((error > allowed) & ~own.clipped(actions[rows])).any():
+            worst = int((error / allowed).max(axis=0).argmax())
+            raise UserError(
+                f"preflight: the labels do not decode back to the actions: dimension {worst} is off by "
+                f"{error[:, worst].max():.4g}, half a bin is {allowed[worst]:.4g}; the statistics are not of {name}"
+            )
 
 
 @torch.no_grad()

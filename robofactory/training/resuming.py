@@ -66,6 +66,10 @@ class Start:
             per_part = self.global_batch / (topology.world_size * recipe.training.gradient_accumulate_every)
             fix = f"set dataloader.batch_size={per_part:g}" if per_part.is_integer() else "choose batch_size, gradient_accumulate_every and --gpus so that they multiply to it"  # fmt: skip
             raise UserError(f"the run was trained with {self.global_batch} samples a step (processes x batch_size x gradient_accumulate_every), this would have {now}; {fix}")  # fmt: skip
+        saved = checkpoint.load_recipe_of(self.directory).data if self.directory else recipe.data
+        for key in ("datasets", "stream_window") if self.resumes else ():
+            if (was := getattr(saved, key)) != getattr(recipe.data, key):
+                raise UserError(f"the run was trained with data.{key}={was}; the order of its samples would change")
         if self.resumes and self.steps_per_epoch != steps_per_epoch:
             raise UserError(f"the run had {self.steps_per_epoch} steps an epoch, now there are {steps_per_epoch}; restore its dataset and recipe, or move the run away")  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import NoReturn
 from robofactory.config import (
     EXIT_STOPPED,
     RecipeConfig,
-    SceneConfig,
     UserError,
     dataset_dir,
     load_recipe,
@@ -78,14 +77,20 @@ def main() -> None:
 
         print(replay.run_again(Path(args.replay)))
         return
-    scene = load_task_scene(args.task, args.config)
     recipe = of_round(load_recipe(args.recipe, args.overrides), args.round)
-    require_agent(scene, args.agent_id)
-    require_hardware(recipe)
-    for agent_id in range(scene.num_agents) if args.all_agents else [args.agent_id]:
-        record_if_missing(dataset_dir(args.task, agent_id, recipe.data.num_episodes), args)
+    agents = [args.agent_id]
     if args.all_agents:
-        train_all_agents(scene.num_agents)
+        agents = list(range(load_task_scene(args.task, args.config).num_agents))
+    demonstrations = [dataset_dir(args.task, agent_id, recipe.data.num_episodes) for agent_id in agents]
+    if recipe.data.datasets:
+        demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
+    if args.config or not all(map(is_recorded, demonstrations)):
+        require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
+    require_hardware(recipe)
+    for directory in demonstrations:
+        record_if_missing(directory, args)
+    if args.all_agents:
+        train_all_agents(len(agents))
     elif args.gpus > 1 and "WORLD_SIZE" not in os.environ:
         from robofactory.training import distributed
 
@@ -94,7 +99,7 @@ def main() -> None:
         from robofactory.training import fitting
 
         with fitting.out_of_memory_explained(recipe):
-            train(args.policy, scene, args.agent_id, recipe, args.resume, args.bar_position, args.round)
+            train(args.policy, args.task, args.agent_id, recipe, args.resume, args.bar_position, args.round)
 
 
 def require_hardware(recipe: RecipeConfig) -> None:
@@ -113,9 +118,23 @@ def require_hardware(recipe: RecipeConfig) -> None:
         raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
 
 
+def is_recorded(demonstrations: Path) -> bool:
+    return (demonstrations / "meta" / "info.json").exists()
+
+
+def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes: int) -> None:
+    """Raises UserError unless it is a task and an agent of ours. Data that is there already needs neither."""
+    try:
+        scene = load_task_scene(task, scene_path)
+    except UserError as error:
+        own = f"; a dataset of your own would be in {dataset_dir(task, agent_id, num_episodes)}"
+        raise UserError(f"{error}{'' if scene_path else own}") from None
+    require_agent(scene, agent_id)
+
+
 def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
     """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
-    if (directory / "meta" / "info.json").exists():
+    if is_recorded(directory):
         return
     command = ["-m", "robofactory.demos.record", "--task", args.task, "--recipe", args.recipe, *args.overrides]
     if args.config is not None:
@@ -151,7 +170,7 @@ def train_all_agents(num_agents: int) -> None:
 
 def train(
     policy: str,
-    scene: SceneConfig,
+    task: str,
     agent_id: int,
     recipe: RecipeConfig,
     resume: bool,
@@ -172,7 +191,7 @@ def train(
     from torch.nn.utils import clip_grad_norm_
 
     from robofactory import checkpoint
-    from robofactory.data.dataset import load_splits
+    from robofactory.data.dataset import load_splits, locate_datasets
     from robofactory.data.findings import require_sound
     from robofactory.model.lora import parameter_table
     from robofactory.model.precision import autocast
@@ -187,16 +206,17 @@ def train(
     topology = distributed.start()
     device = topology.device
     num_demonstrations = recipe.data.num_episodes
-    run = run_dir(policy, scene.task, agent_id, num_demonstrations)
+    run = run_dir(policy, task, agent_id, num_demonstrations)
     start = resuming.find_start(run, recipe, round_number, resume, topology)
     if start is None:
         print(f"trained already: {run / 'latest'}")
         return distributed.stop()
 
     # ---- data: looked at, split by episode, encoded by the codec that is saved with the policy
-    relabelled = [relabelled_dir(scene.task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
-    demonstrations = dataset_dir(scene.task, agent_id, num_demonstrations)
-    require_sound([demonstrations, *relabelled], recipe.data.views, recipe.data.accept)
+    relabelled = [relabelled_dir(task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
+    demonstrations = dataset_dir(task, agent_id, num_demonstrations)
+    on_this_disk = [Path(place) for place in locate_datasets(demonstrations, recipe).values() if "://" not in place]
+    require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept)
     data = load_splits(demonstrations, recipe, relabelled)
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)
@@ -232,9 +252,10 @@ def train(
     log.message(parameter_table(model))
     memory = ""
     if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
-        memory = f"peak memory: {footprint.predict(recipe).peak_gb:.1f} GB predicted"
+        dims = {"action_dim": codec.action_dim, "proprio_dim": codec.proprio_dim}
+        memory = f"peak memory: {footprint.predict(recipe, **dims).peak_gb:.1f} GB predicted"
         log.message(memory)
-    log.message(codec.action_table(data.train_actions()))
+    log.message(data.describe())
     log.input_images(*data.input_images())
     stop = distributed.StopSignal(topology)
 
@@ -313,7 +334,7 @@ def train(
             validated = update
             is_kept = (epoch + 1) % t.checkpoint_every == 0 or update == last_update
             if is_kept:
-                curves = check_open_loop(model, codec, *data.open_loop(OPEN_LOOP_FRAMES, device))
+                curves = check_open_loop(model, *data.open_loop(OPEN_LOOP_FRAMES, device))
                 log.open_loop(curves)
                 scores["open_loop_mae_rad"] = curves.mae_rad
             log.epoch(epoch=epoch + 1, **scores)

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import (
     ArchitectureConfig,
     DataConfig,
@@ -45,7 +46,15 @@ def make_actions(count: int = 2000) -> np.ndarray:
 
 def make_codec(recipe: RecipeConfig | None = None) -> Codec:
     look = {"visual_detail": "low", "shader": "minimal", "camera_sizes": {"side": [128, 96]}}
-    return Codec.create(recipe or make_recipe(), make_actions(), make_actions() * np.float32(0.5), NAMES, look)
+    return create(recipe or make_recipe(), make_actions(), make_actions() * np.float32(0.5), NAMES, look)
+
+
+def create(
+    recipe: RecipeConfig, actions: np.ndarray, proprio: np.ndarray, names: list[str], look: dict, **more
+) -> Codec:
+    """The codec of one dataset."""
+    method = recipe.data.normalization
+    return Codec.create(recipe, {"some": DatasetStatistics.measure(actions, proprio, names, method, look, 10, **more)})
 
 
 def make_observation(seed: int = 0, instruction: str = "lift the barrier") -> Observation:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -9,6 +10,7 @@ import torch
 from codec_samples import (
     NAMES,
     PARITY,
+    create,
     llama_lookalike,
     make_actions,
     make_codec,
@@ -20,7 +22,7 @@ from codec_samples import (
 from robofactory.codec import prompt as prompt_module
 from robofactory.codec.codec import Codec
 from robofactory.codec.images import normalize
-from robofactory.codec.statistics import METHODS
+from robofactory.codec.statistics import METHODS, DatasetStatistics
 from robofactory.config import ModelConfig, RecipeConfig, UserError
 from robofactory.shapes import Observation
 
@@ -62,11 +64,30 @@ def test_a_bad_action_is_refused(codec: Codec, action: np.ndarray, message: str)
         codec.encode_actions(action)
 
 
+def test_each_dataset_has_its_own_meaning_of_a_token():
+    recipe, actions = make_recipe(), make_actions()
+    near, far = (DatasetStatistics.measure(a, a, NAMES, "min_max", {"of": k}, 3) for k, a in enumerate((actions, wide(actions))))  # fmt: skip
+    both = Codec.create(recipe, {"near": near, "far": far})
+    ids = both.for_dataset("near").encode_actions(actions)
+    assert (both.for_dataset("far").encode_actions(wide(actions)) == ids).mean() > 0.99  # the rest is rounding
+    np.testing.assert_allclose(both.for_dataset("far").decode_actions(ids)[:, 0], 2 * both.for_dataset("near").decode_actions(ids)[:, 0], rtol=1e-5)  # fmt: skip
+    mixed = both.decode_each(ids[:2], [1, 0])
+    assert (mixed[0] == both.for_dataset("far").decode_actions(ids[0])).all()
+    assert (mixed[1] == both.for_dataset("near").decode_actions(ids[1])).all()
+    assert (both.dataset, both.for_dataset("far").look, both.for_dataset("near").look) == (None, {"of": 1}, {"of": 0})
+    codecs = [both, both.for_dataset("far"), both.for_dataset("near"), Codec.create(recipe, {"near": near})]
+    assert len({codec.fingerprint for codec in codecs}) == 4
+
+
+def wide(actions: np.ndarray) -> np.ndarray:
+    return actions * np.array([2.0] * 7 + [1.0], np.float32)
+
+
 def test_other_dimensions_than_eight_and_other_names_work():
     actions = make_actions()[:, [7, 0, 1]]
     names = ["grip", "x", "y"]
     recipe = make_recipe()
-    codec = Codec.create(recipe, actions, actions[:, :2], names, {}, pass_through=["grip"], proprio_names=["a", "b"])
+    codec = create(recipe, actions, actions[:, :2], names, {}, pass_through=["grip"], proprio_names=["a", "b"])
     assert (codec.action_dim, codec.proprio_dim) == (3, 2)
     np.testing.assert_allclose(codec.half_bin[0], 1 / 255)
 
@@ -186,8 +207,8 @@ def test_saving_again_gives_the_same_bytes_and_people_can_read_them(tmp_path: Pa
 
 def test_the_fingerprint_depends_on_everything_that_changes_what_is_seen_or_done():
     actions, recipe = make_actions(), make_recipe()
-    other_look = Codec.create(recipe, actions, actions * np.float32(0.5), NAMES, {"visual_detail": "full"})
-    moved = Codec.create(recipe, actions[:-1], actions * np.float32(0.5), NAMES, make_codec().look)
+    other_look = create(recipe, actions, actions * np.float32(0.5), NAMES, {"visual_detail": "full"})
+    moved = create(recipe, actions[:-1], actions * np.float32(0.5), NAMES, make_codec().look)
     codecs = [make_codec(), other_look, moved, make_codec(make_recipe("min_max")), make_codec(make_recipe(crop=0.8))]
     fewer_views = replace(make_codec(), views=("side",))
     assert len({codec.fingerprint for codec in [*codecs, fewer_views]}) == 6
@@ -197,10 +218,34 @@ def test_the_fingerprint_depends_on_everything_that_changes_what_is_seen_or_done
 def test_an_edited_file_is_refused(tmp_path: Path, codec: Codec):
     codec.save(tmp_path)
     content = json.loads((tmp_path / "codec.json").read_text())
-    content["actions"]["statistics"]["mean"][0] += 1e-9
+    content["datasets"]["some"]["action"]["mean"][0] += 1e-9
     (tmp_path / "codec.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"codec\.json was edited or damaged"):
         Codec.load(tmp_path)
+
+
+def test_a_file_of_the_first_format_still_decodes(tmp_path: Path, codec: Codec):
+    """It had one dataset and no name for it; the run's is the dataset's."""
+    directory = tmp_path / "LiftBarrier-rf_Agent0_150" / "epoch_1"
+    directory.mkdir(parents=True)
+    codec.save(directory)
+    content = json.loads((directory / "codec.json").read_text())
+    (dataset,) = content.pop("datasets").values()
+    content |= {"format": 1, "look": dataset["look"]}
+    content["actions"]["statistics"] = dataset["action"]
+    content["proprio"] = {"used": content.pop("use_proprio"), "statistics": dataset["proprio"]}
+    del content["fingerprint"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+    (directory / "codec.json").write_text(json.dumps(content))
+    loaded = Codec.load(directory)
+    assert loaded.dataset == "LiftBarrier-rf_Agent0_150" and loaded.look == codec.look
+    ids = codec.encode_actions(make_actions())
+    assert loaded.decode_actions(ids).tobytes() == codec.decode_actions(ids).tobytes()
+    content["actions"]["statistics"]["max"][0] += 1.0
+    (directory / "codec.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="edited or damaged"):
+        Codec.load(directory)
 
 
 def test_a_truncated_a_missing_and_a_foreign_file_are_refused(tmp_path: Path, codec: Codec):
@@ -212,7 +257,7 @@ def test_a_truncated_a_missing_and_a_foreign_file_are_refused(tmp_path: Path, co
     with pytest.raises(UserError, match="not valid JSON"):
         Codec.load(tmp_path)
     path.write_text('{"format": 99}')
-    with pytest.raises(UserError, match="not a codec of format 1"):
+    with pytest.raises(UserError, match="not a codec of format 2"):
         Codec.load(tmp_path)
 
 
@@ -260,7 +305,7 @@ def test_a_codec_survives_the_way_to_a_data_worker(codec: Codec):
 
 def published(directory: Path) -> Codec:
     recipe = RecipeConfig(model=ModelConfig(model_name=str(llama_lookalike(directory))))
-    return Codec.create(recipe, make_actions(), make_actions(), NAMES, {})
+    return create(recipe, make_actions(), make_actions(), NAMES, {})
 
 
 @needs_parity
@@ -298,4 +343,4 @@ def test_a_published_tokenizer_is_kept_beside_the_codec(tmp_path: Path):
 def test_a_directory_without_weights_is_one_line(tmp_path: Path):
     recipe = RecipeConfig(model=ModelConfig(model_name=str(tmp_path)))
     with pytest.raises(UserError, match=r"holds no published model: it has no config\.json"):
-        Codec.create(recipe, make_actions(), make_actions(), NAMES, {})
+        create(recipe, make_actions(), make_actions(), NAMES, {})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from codec_samples import NAMES, make_actions
 
-from robofactory.codec.statistics import METHODS, Statistics
+from robofactory.codec.statistics import METHODS, DatasetStatistics, Statistics
 from robofactory.config import UserError
 
 
@@ -55,6 +55,16 @@ def test_the_official_code_decodes_with_our_statistics_as_we_do(method: str):
     official = np.where(mask, 0.5 * (normalized + 1) * (high - low) + low, normalized)
     np.testing.assert_array_equal(official, statistics.denormalize(normalized))
     assert stated["mask"] == [True] * 7 + [False] and stated["mean"] == statistics.mean.tolist()
+
+
+def test_a_dataset_is_an_entry_of_the_official_norm_stats():
+    """Source: the keys of openvla-7b's config.json."""
+    actions = make_actions()
+    entry = DatasetStatistics.measure(actions, actions, NAMES, "q01_q99", {}, 12).official()
+    assert entry.keys() == {"action", "proprio", "num_transitions", "num_trajectories"}
+    assert (entry["num_transitions"], entry["num_trajectories"]) == (2000, 12)
+    assert entry["action"].keys() == {"mean", "std", "min", "max", "q01", "q99", "mask"} == entry["proprio"].keys()
+    assert entry["action"]["mask"] == [True] * 7 + [False] and entry["proprio"]["mask"] == [True] * 8
 
 
 @pytest.mark.parametrize("method", METHODS)

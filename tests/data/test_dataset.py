@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from demonstrations import VIEWS, write_dataset
+from test_order import frame_order
 
 from robofactory.config import UserError, load_recipe, load_scene, look_of, scene_file, to_yaml
-from robofactory.data.dataset import Batches, FrameDataset, FrameKey, FrameOrder, Splits, load_splits, split_episodes
+from robofactory.data.dataset import Batches, FrameDataset, Splits, load_splits, split_episodes
 from robofactory.data.episodes import DatasetReader
+from robofactory.data.order import FrameKey
 
 RECIPE = load_recipe(
     "robot_openvla_tiny", ["dataloader.batch_size=4", "dataloader.num_workers=0", "data.val_ratio=0.3"]
@@ -26,10 +28,6 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def splits(directory: Path) -> Splits:
     return load_splits(directory, RECIPE)
-
-
-def keys_of(order: FrameOrder) -> list[FrameKey]:
-    return [key for batch in order for key in batch]
 
 
 def same(a, b) -> bool:
@@ -73,7 +71,7 @@ def action_of(frames: FrameDataset, row: int) -> tuple[float, ...]:
 
 
 def test_statistics_are_of_the_training_episodes_alone(splits):
-    actions = splits.train_actions()
+    actions = splits.train_actions("set")
     assert len(actions) == len(both(splits)[0])
     assert splits.codec.action_statistics.count == len(actions)
     np.testing.assert_allclose(splits.codec.action_statistics.mean, actions.mean(axis=0, dtype=np.float64))
@@ -89,7 +87,7 @@ def test_relabelled_episodes_are_all_for_training_and_leave_the_codec_alone(spli
     assert [action_of(val_more, row) for row in range(len(val_more))] == [
         action_of(val, row) for row in range(len(val))
     ]
-    assert len(more.train_actions()) == len(train_more)
+    assert len(more.train_actions("set")) == len(train_more)
 
 
 def test_relabelled_episodes_that_look_different_are_refused(directory, tmp_path):
@@ -104,71 +102,6 @@ def test_the_codec_knows_what_the_pictures_look_like(splits):
     assert splits.codec.views == VIEWS
 
 
-# ------------------------------------------------------------------------------------------------- the order of frames
-
-
-@pytest.mark.parametrize("num_frames", [1, 7, 64, 65, 101])
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_each_frame_comes_once_an_epoch_over_all_ranks(num_frames, batch_size, world_size, shuffle):
-    if num_frames < world_size:
-        with pytest.raises(UserError, match="cannot be shared"):
-            FrameOrder(num_frames, batch_size, 0, shuffle, 0, world_size)
-        return
-    ranks = [FrameOrder(num_frames, batch_size, 0, shuffle, rank, world_size) for rank in range(world_size)]
-    batches = [list(order) for order in ranks]
-    assert sorted(key.frame for rank in batches for batch in rank for key in batch) == list(range(num_frames))
-    assert {len(rank) for rank in batches} == {ranks[0].num_steps}  # or one process would wait for ever
-    sizes = {len(batch) for rank in batches for batch in rank}
-    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= batch_size or batch_size == 1
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    def frames(seed, epoch):
-        order = FrameOrder(50, 4, seed, shuffle=True)
-        order.start(epoch)
-        return [key.frame for key in keys_of(order)]
-
-    assert frames(0, 3) == frames(0, 3)
-    assert frames(0, 3) != frames(0, 4)
-    assert frames(0, 3) != frames(1, 3)
-
-
-def test_two_processes_with_half_the_batch_see_the_same_steps_as_one():
-    one = list(FrameOrder(101, 8, 0, shuffle=True))
-    halves = [list(FrameOrder(101, 4, 0, True, rank, 2)) for rank in (0, 1)]
-    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in one]
-
-
-def test_a_process_that_accumulates_goes_over_the_micro_batches_of_two_that_do_not():
-    alone = list(FrameOrder(101, 4, 0, shuffle=True, accumulate=2))
-    ranks = [list(FrameOrder(101, 4, 0, True, rank, 2)) for rank in (0, 1)]
-    assert alone == [batch for step in zip(*ranks, strict=True) for batch in step]
-
-
-@pytest.mark.parametrize("parts", [(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (2, 4, 1)])
-def test_the_frames_of_a_step_depend_on_the_global_batch_alone(parts):
-    batch_size, world_size, accumulate = parts
-    orders = [FrameOrder(101, batch_size, 0, True, rank, world_size, accumulate) for rank in range(world_size)]
-    steps = [
-        [list(order)[k * accumulate : (k + 1) * accumulate] for order in orders] for k in range(orders[0].num_steps)
-    ]
-    frames = [sorted(key for rank in step for batch in rank for key in batch) for step in steps]
-    assert frames == [sorted(batch) for batch in FrameOrder(101, 8, 0, shuffle=True)]
-    assert [len(step) for step in frames] == [orders[0].step_size(k) for k in range(len(frames))]
-
-
-def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have():
-    order = FrameOrder(50, 4, 0, shuffle=True, accumulate=2)
-    order.start(2)
-    whole = list(order)
-    order.start(2, first_step=3)
-    assert len(order) == 2 * (order.num_steps - 3)
-    assert list(order) == whole[6:]
-
-
 # ------------------------------------------------------------------------------------------------ frames and batches
 
 
@@ -181,7 +114,7 @@ def resident_mb(pid: int) -> float:
 def test_memory_stays_flat_over_twenty_epochs(splits, num_workers):
     """A sample kept by mistake would be 4 MB an epoch here."""
     frames = FrameDataset(splits.train * 4, splits.codec, augment_seed=0)
-    loaded = Batches(frames, FrameOrder(len(frames), 16, 0, shuffle=True), num_workers)
+    loaded = Batches(frames, frame_order(len(frames), 16), num_workers)
     sizes = []
     for epoch in range(20):
         for step in loaded.epoch(epoch):
@@ -210,7 +143,7 @@ def test_crops_differ_between_epochs_and_frames_and_nothing_else(splits):
 def test_the_number_of_workers_changes_nothing(splits, num_workers):
     def batches(workers):
         frames = FrameDataset(splits.train, splits.codec, augment_seed=0)
-        loaded = Batches(frames, FrameOrder(len(frames), 4, 0, shuffle=True), workers)
+        loaded = Batches(frames, frame_order(len(frames), 4), workers)
         return [batch for epoch in (0, 1) for step in loaded.epoch(epoch) for batch in step]  # the workers live through
 
     alone, together = batches(0), batches(num_workers)

@@ -11,6 +11,7 @@ from faults import FAULTS
 from PIL import Image
 
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import UserError, load_recipe
 from robofactory.data import inspection_page
 from robofactory.data.episodes import DatasetReader, DatasetWriter
@@ -85,7 +86,8 @@ def test_a_sheet_has_a_row_an_episode_and_a_column_a_time(sound):
 @pytest.mark.parametrize("method", ["mean_std", "q01_q99", "min_max"])
 def test_bins_and_clipping_are_those_of_the_codec_that_training_makes(sound, method):
     reader, recipe = DatasetReader(sound), load_recipe("robot_openvla_tiny", [f"data.normalization={method}"])
-    codec = Codec.create(recipe, reader.all_actions, reader.all_proprio, reader.description.joint_names, {})
+    numbers = reader.all_actions, reader.all_proprio, reader.description.joint_names, method, {}, reader.num_episodes
+    codec = Codec.create(recipe, {"some": DatasetStatistics.measure(*numbers)})
     headings = inspection_page._action_headings()
     rows = inspection_page._action_rows(survey(sound))
     bins = [row[headings.index(f"bin, {method}")] for row in rows]

@@ -15,6 +15,7 @@ from worker_samples import (
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
+from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import UserError, load_recipe
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
 from robofactory.evaluation.workers import play_episodes
@@ -30,7 +31,8 @@ def models():
     overrides = [f"model.architecture.{name}={size}" for name, size in sizes.items()]
     recipe = load_recipe("robot_openvla_tiny", ["model.architecture.image_size=28", "data.views=[wrist]", *overrides])
     actions = np.random.default_rng(0).uniform(-1, 1, (50, 8))
-    codec = Codec.create(recipe, actions, actions, [f"joint{i}" for i in range(1, 8)] + ["gripper"], {})
+    names = [f"joint{i}" for i in range(1, 8)] + ["gripper"]
+    codec = Codec.create(recipe, {"some": DatasetStatistics.measure(actions, actions, names, "mean_std", {}, 5)})
     torch.manual_seed(0)
     return {agent: checkpoint.build_model(recipe, codec).eval() for agent in (0, 1)}, {0: codec, 1: codec}
 

@@ -54,7 +54,7 @@ def recipe_for(weights, *overrides):
 
 
 def start(scene, recipe, resume=False):
-    training.train("openvla", scene, 0, recipe, resume, bar_position=0)
+    training.train("openvla", scene.task, 0, recipe, resume, bar_position=0)
 
 
 def val_losses(run):

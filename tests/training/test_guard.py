@@ -138,7 +138,7 @@ def test_a_replay_of_a_step_that_was_fine_gives_its_very_numbers(run, home, reci
 
     monkeypatch.setattr(Guard, "judge", give_up_at_the_fourth)
     with pytest.raises(UserError, match="--replay"):
-        train("openvla", scene, 0, recipe, resume=False, bar_position=0)
+        train("openvla", scene.task, 0, recipe, resume=False, bar_position=0)
     assert replay.run_again(run / "replay" / "step_3").splitlines()[-1] == (
         f"loss {seen[-1][0]:.6g}, gradient norm {seen[-1][1]:.6g}"
     )

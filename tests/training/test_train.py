@@ -22,7 +22,7 @@ def run(home):
 
 
 def start(scene, recipe, resume=False, round_number=0):
-    train("openvla", scene, 0, recipe, resume, bar_position=0, round_number=round_number)
+    train("openvla", scene.task, 0, recipe, resume, bar_position=0, round_number=round_number)
 
 
 def test_training_lowers_the_loss_and_leaves_what_the_seed_promises(run, scene):
