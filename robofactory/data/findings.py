@@ -105,11 +105,10 @@ def _action_is_next_state(facts: Survey) -> str:
 def _copied(facts: Survey, column: str) -> tuple[list[int], str]:
     """Episodes in which every joint that gets new actions is a copy, and the names of these joints."""
     bad, dims = [], np.zeros(len(facts.actions.names), bool)
-    is_joint = np.array(facts.is_joint)
     for index, episode in enumerate(facts.episodes):
         if len(episode.moving) == 0:
             continue  # actions and state are different things
-        judged = (episode.moving >= COPY_FRAMES) & is_joint
+        judged = (episode.moving >= COPY_FRAMES) & facts.actions.is_joint
         is_copy = judged & (getattr(episode, column) >= COPY_SHARE * episode.moving)
         if judged.any() and (is_copy == judged).all():
             bad.append(index)
@@ -118,30 +117,33 @@ def _copied(facts: Survey, column: str) -> tuple[list[int], str]:
 
 
 def _gripper_range(facts: Survey) -> str:
-    low, high = facts.actions.min[-1], facts.actions.max[-1]
-    is_outside = low < -1.0 - 1e-6 or high > 1.0 + 1e-6
-    if is_outside or (low < high and low * high >= 0.0):  # it moves, and never from open to closed
-        return f"the action's {facts.actions.names[-1]!r} is in [{low:.4g}, {high:.4g}]"
+    for at in np.flatnonzero(~facts.actions.is_joint):
+        low, high = facts.actions.min[at], facts.actions.max[at]
+        is_outside = low < -1.0 - 1e-6 or high > 1.0 + 1e-6
+        if is_outside or (low < high and low * high >= 0.0):  # it moves, and never from open to closed
+            return f"the action's {facts.actions.names[at]!r} is in [{low:.4g}, {high:.4g}]"
     return ""
 
 
 def _gripper_inverted(facts: Survey) -> str:
-    name = facts.actions.names[-1]
-    if name not in facts.state.names:
-        return ""
-    commands, measured = facts.actions.sample[:, -1], facts.state.sample[:, facts.state.names.index(name)]
-    if commands.std() == 0.0 or measured.std() == 0.0:
-        return ""
-    correlation = np.corrcoef(commands, measured)[0, 1]
-    text = f"{name!r} opens in the state where the action closes it (correlation {correlation:.2f})"
-    return text if correlation < AGREE_CORRELATION else ""
+    for at in np.flatnonzero(~facts.actions.is_joint):
+        name = facts.actions.names[at]
+        if name not in facts.state.names:
+            continue
+        commands, measured = facts.actions.sample[:, at], facts.state.sample[:, facts.state.names.index(name)]
+        if commands.std() == 0.0 or measured.std() == 0.0:
+            continue
+        correlation = np.corrcoef(commands, measured)[0, 1]
+        if correlation < AGREE_CORRELATION:
+            return f"{name!r} opens in the state where the action closes it (correlation {correlation:.2f})"
+    return ""
 
 
 def _not_radians(facts: Survey) -> str:
     """Of actions and state alike."""
     for what, values in (("action", facts.actions), ("state", facts.state)):
-        reach = np.maximum(np.abs(values.min), np.abs(values.max))[:-1]
-        if len(reach) and reach.max() > UNITS_RAD:
+        reach = np.maximum(np.abs(values.min), np.abs(values.max)) * values.is_joint
+        if reach.max() > UNITS_RAD:
             at = int(reach.argmax())
             return f"the {what}'s {values.names[at]!r} is in [{values.min[at]:.4g}, {values.max[at]:.4g}]"
     return ""
@@ -152,14 +154,14 @@ def _discontinuities(facts: Survey) -> str:
     fps = facts.description.fps
     found: list[tuple[float, str]] = []
     bad = set()
-    for what, names, column in (("action", facts.actions.names, "action_step"), ("state", facts.state.names, "state_step")):  # fmt: skip
-        steps = np.stack([getattr(episode, column) for episode in facts.episodes])[:, :-1]  # [episode, joint]
+    for what, values, column in (("action", facts.actions, "action_step"), ("state", facts.state, "state_step")):
+        steps = np.stack([getattr(episode, column) for episode in facts.episodes]) * values.is_joint  # [episode, dim]
         usual = np.median(steps, axis=0)
         limits = np.clip(JUMP_OVER_USUAL * usual, SLOW_PER_S / fps, FAST_PER_S / fps)
         for episode, joint in np.argwhere(steps > limits).tolist():
             bad.add(episode)
             frame = getattr(facts.episodes[episode], f"{column}_at")[joint]
-            step, name = steps[episode, joint], names[joint]
+            step, name = steps[episode, joint], values.names[joint]
             around = ", a turn of 2 pi" if abs(step - 2 * np.pi) < 0.2 else ""
             found.append((step / limits[joint], f"{what} {name!r} by {step:.3g}{around}, behind frame {frame} of episode {episode}"))  # fmt: skip
     return f"{_episodes(sorted(bad))}: jumps; the largest is of {max(found)[1]}" if found else ""

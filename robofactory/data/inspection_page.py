@@ -93,10 +93,13 @@ def _contents(facts: Survey) -> str:
 
 
 def _gripper_in_words(facts: Survey) -> str:
-    values = facts.actions.sample[:, -1]
-    kinds = len(np.unique(values))
-    closed = f"{(values < 0).mean():.0%} of the frames close it"
-    return f"{facts.actions.names[-1]} in [{values.min():g}, {values.max():g}], {'two-valued' if kinds == 2 else f'{kinds} values'}, {closed}"  # fmt: skip
+    words = []
+    for at in np.flatnonzero(~facts.actions.is_joint):
+        values = facts.actions.sample[:, at]
+        kinds = len(np.unique(values))
+        closed = f"{(values < 0).mean():.0%} of the frames close it"
+        words.append(f"{facts.actions.names[at]} in [{values.min():g}, {values.max():g}], {'two-valued' if kinds == 2 else f'{kinds} values'}, {closed}")  # fmt: skip
+    return "; ".join(words) or "no gripper"
 
 
 def _cameras_in_words(facts: Survey) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
-from robofactory.codec.statistics import METHODS, Statistics
+from robofactory.codec.statistics import METHODS, Statistics, grippers
 from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetDescription, read_finished
@@ -52,6 +52,11 @@ class Spread:
         self.min, self.max, self.mean, self.squares = np.full(dim, np.inf), np.full(dim, -np.inf), np.zeros(dim), np.zeros(dim)  # fmt: skip
         self.low_episode, self.high_episode = np.zeros(dim, np.int64), np.zeros(dim, np.int64)
         self.sample = np.zeros((0, dim), np.float32)
+
+    @property
+    def is_joint(self) -> Bool[np.ndarray, " a"]:
+        """All dimensions but the grippers, which the codec does not normalise."""
+        return np.array([name not in grippers(self.names) for name in self.names])
 
     def add(self, episode: int, values: Float32[np.ndarray, "n a"]) -> None:
         if len(values) == 0:
@@ -130,14 +135,9 @@ class Survey:
     def num_frames(self) -> int:
         return sum(episode.length for episode in self.episodes)
 
-    @property
-    def is_joint(self) -> list[bool]:
-        """Of the action dimensions: all but the last, the gripper, which the codec does not normalise."""
-        return [index < len(self.actions.names) - 1 for index in range(len(self.actions.names))]
-
     def statistics(self) -> dict[str, Statistics]:
         """The actions' under each normalisation that the codec knows."""
-        first = self.actions.statistics(METHODS[0], self.is_joint)
+        first = self.actions.statistics(METHODS[0], self.actions.is_joint.tolist())
         return {method: replace(first, method=method) for method in METHODS}
 
 
@@ -186,12 +186,15 @@ def survey(
         samples.append((acts[kept], states[kept]))
         stated = stated_lengths[episode] if episode < len(stated_lengths) else None
         same_names = names[0] == names[1]
-        facts = _episode_facts(episode, table, acts, states, stated, instructions, description.fps, same_names)
+        is_joint = state.is_joint
+        facts = _episode_facts(
+            episode, table, acts, states, stated, instructions, description.fps, same_names, is_joint
+        )
         episodes.append(facts)
         first_row += facts.length
         if keys:
             rows = np.linspace(0, facts.length - 1, QUICK_FRAMES if is_quick else FRAMES_AN_EPISODE).astype(int)
-            moved = _moved(states, description.fps)
+            moved = _moved(states[:, is_joint], description.fps)
             images = {view: table[key].combine_chunks().field("bytes") for view, key in zip(chosen, keys, strict=True)}
             pictures[episode], decoded = look(images, rows, moved, description.image_sizes)
             for view in chosen if episode in in_sheets else []:
@@ -244,6 +247,7 @@ def _episode_facts(
     instructions: Sequence[str],
     fps: int,
     same_names: bool,
+    is_joint: Bool[np.ndarray, " s"],
 ) -> EpisodeFacts:
     length = len(actions)
     task = int(table["task_index"][0].as_py())
@@ -254,7 +258,7 @@ def _episode_facts(
         changes = step > 1e-6  # rad: less is rounding
         equal = np.abs(actions - state)[1:] < 1e-6 if same_names else changes[:, :0]
         equal_next = np.abs(actions[:-1] - state[1:]) < 1e-6 if same_names else changes[:, :0]
-        travelled = np.nan_to_num(state[:, :-1].max(0) - state[:, :-1].min(0)).max(initial=0.0)
+        travelled = np.nan_to_num(np.ptp(state[:, is_joint], axis=0)).max(initial=0.0)
     # The action of frame t + 1 against its state, and that of t against the state of t + 1: both where actions change.
     moving = changes if same_names else changes[:, :0]
     return EpisodeFacts(
@@ -294,9 +298,9 @@ def _first_not_finite(actions: Float32[np.ndarray, "n a"], state: Float32[np.nda
 
 
 def _moved(state: Float32[np.ndarray, "n s"], fps: int) -> Int64[np.ndarray, " m"]:
-    """Behind which frames some joint moved; the last dimension, the gripper, is left out."""
+    """Behind which frames some joint moved, whose measurements these are."""
     with np.errstate(invalid="ignore"):
-        return np.flatnonzero((np.abs(np.diff(state[:, :-1], axis=0)) > MOVED_PER_S / fps).any(1))
+        return np.flatnonzero((np.abs(np.diff(state, axis=0)) > MOVED_PER_S / fps).any(1))
 
 
 def _sketch(rows: Float32[np.ndarray, "n c"]) -> Int64[np.ndarray, " k"]:
