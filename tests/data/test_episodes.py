@@ -48,6 +48,13 @@ def test_png_is_lossless_and_the_decoded_array_can_be_written_to():
     decoded[0, 0] = 7  # torch warns about arrays that are not writable
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_a_png_of_any_kind_is_read_as_pillow_reads_it(mode):
+    picture, stream = Image.fromarray(pictures(0, 1)["side"][0]).convert(mode), io.BytesIO()
+    picture.save(stream, "PNG")
+    np.testing.assert_array_equal(decode_png(stream.getvalue()), np.asarray(picture.convert("RGB")))
+
+
 def test_large_images_over_several_pages_are_found(tmp_path):
     """An episode of more than 1 MB and 1024 frames lies in two Parquet pages; a header stands between the images."""
     random = np.random.default_rng(0)
