@@ -59,14 +59,15 @@ def plain(files: list[bytes], generator: torch.Generator) -> torch.Tensor:
 
 
 def rate(works: dict[str, Callable[[int], object]], num_frames: int, seconds: float) -> dict[str, float]:
-    """Calls a second of CPU time, by the median; the works take turns on all frames."""
+    """Calls a second of CPU time, by the median; the works take turns, each on all frames, as a data worker would."""
     times: dict[str, list[float]] = {name: [] for name in works}
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         for name, work in works.items():
-            started = time.thread_time()
-            work(len(times[name]) % num_frames)
-            times[name].append(time.thread_time() - started)
+            for frame in range(num_frames):
+                started = time.thread_time()
+                work(frame)
+                times[name].append(time.thread_time() - started)
     return {name: 1.0 / statistics.median(values) for name, values in times.items()}
 
 
