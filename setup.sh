@@ -84,7 +84,7 @@ install_packages() {
         pip_install -r "$everything" && pip_install --no-deps -c "$root/constraints.txt" mani_skill &&
             pip_install --no-deps -e "$root"
     else
-        pip_install -c "$root/constraints.txt" -e "${root}[sim,dev]"
+        pip_install -c "$root/constraints.txt" -e "${root}[sim,imports,dev]"
     fi || stop "pip could not install the packages (its last lines are above, all of them in $log)." \
         "With the network and the disk in order, run the same command again"
     echo "set-up: packages installed in $((SECONDS - started)) s"

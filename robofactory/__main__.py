@@ -6,6 +6,7 @@ import sys
 
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
+    "import": ("robofactory.data.imports", "your own data: RoboFactory, ManiSkill, LeRobot, RLDS"),
     "summary": ("robofactory.model.summary", "parameters and tokens of the 7B, without its weights"),
     "memory": ("robofactory.training.memory", "predict the GPU memory of training, propose what fits a card"),
     "inspect": ("robofactory.data.inspect", "what a dataset holds, and what is wrong with it"),

@@ -196,7 +196,7 @@ def test_set_up_installs_the_pinned_versions_once(machine):
     done = machine.set_up()
     assert done.stdout.endswith("complete\n"), done.stderr
     (install,) = machine.calls("pip install")
-    assert f"-c {machine.home}/constraints.txt -e {machine.home}[sim,dev]" in install
+    assert f"-c {machine.home}/constraints.txt -e {machine.home}[sim,imports,dev]" in install
     machine.forget()
     again = machine.set_up()
     assert again.stdout == "complete\n", "the second run has nothing to say"

@@ -95,7 +95,7 @@ class Statistics:
         unknown = sorted(set(pass_through) - set(names))
         if unknown:
             raise UserError(f"no dimension {unknown[0]!r} to pass through; there are {', '.join(names)}")
-        passes = np.array([name in pass_through for name in names])
+        passes = np.array([name in pass_through for name in names], bool)
         outside = (low < -1.0) | (high > 1.0)
         hardly_moves = (low < high) & (high - low < SMALLEST_SPAN)
         wrong = passes & (outside | hardly_moves)
@@ -210,7 +210,12 @@ class DatasetStatistics:
         """
         passing = grippers(names) if pass_through is None else pass_through
         action = Statistics.measure(actions, names, method, passing)
-        return cls(action, Statistics.measure(proprio, proprio_names or names, method), look, num_episodes)
+        return cls(
+            action,
+            Statistics.measure(proprio, names if proprio_names is None else proprio_names, method),
+            look,
+            num_episodes,
+        )
 
     def official(self) -> dict[str, Any]:
         """The dataset's value in the official `norm_stats`."""

@@ -45,7 +45,7 @@ def load_splits(directory: Path, recipe: RecipeConfig, relabelled: Sequence[Path
         relabelled: more episodes of these demonstrations.
     Raises:
         UserError: no dataset, an unfinished or broken one, or a view that it has not; datasets that do not go together;
-            relabelled episodes that show other pictures.
+            relabelled episodes that show other pictures; a recipe with proprio and a dataset without.
     """
     sources = locate_datasets(directory, recipe)
     if relabelled and directory.name not in sources:
@@ -55,6 +55,8 @@ def load_splits(directory: Path, recipe: RecipeConfig, relabelled: Sequence[Path
     train, val, statistics = [], [], {}
     for name, location in sources.items():
         reader = open_dataset(location, recipe)
+        if recipe.model.use_proprio and not reader.description.names_of_proprio():
+            raise UserError(f"{location} has no proprio; train without it: model.use_proprio=false")
         episodes, held_out = split_episodes(reader.num_episodes, recipe.data.val_ratio, recipe.training.seed)
         train.append(Part(name, reader, episodes))
         val.append(Part(name, reader, held_out))
@@ -99,14 +101,16 @@ def look_of_pictures(reader: DatasetReader | StreamedReader) -> dict[str, Any]:
 def measure(part: "Part", recipe: RecipeConfig) -> DatasetStatistics:
     """Raises UserError as `Statistics.measure`; the line names the dataset."""
     reader, names, method = part.reader, part.reader.description.joint_names, recipe.data.normalization
+    proprio_names = reader.description.names_of_proprio()
     look, pass_through = look_of_pictures(reader), recipe.data.pass_through
     try:
         if not isinstance(reader, StreamedReader):
             numbers = part.actions(), part.proprio(), names, method, look, len(part.episodes)
-            return DatasetStatistics.measure(*numbers, pass_through=pass_through)
+            return DatasetStatistics.measure(*numbers, pass_through=pass_through, proprio_names=proprio_names)
         passing = grippers(names) if pass_through is None else pass_through
         action = Statistics.of_numbers(reader.statistics["action"], reader.num_frames, names, method, passing)
-        proprio = Statistics.of_numbers(reader.statistics["observation.state"], reader.num_frames, names, method)
+        state = reader.statistics["observation.state"]
+        proprio = Statistics.of_numbers(state, reader.num_frames, proprio_names, method)
         return DatasetStatistics(action, proprio, look, len(part.episodes))
     except UserError as error:
         raise UserError(f"dataset {part.dataset}: {error}") from None

@@ -40,11 +40,13 @@ STATS_IMAGES = 64  # frames per view, spread evenly over the dataset, that the i
 class DatasetDescription:
     """What all episodes of a dataset share; recording only continues a dataset with the same description.
 
-    scene_yaml: the resolved scene (`config.to_yaml`), with its `visual_detail`, shader and cameras.
+    scene_yaml: the resolved scene (`config.to_yaml`), with its `visual_detail`, shader and cameras; empty where nobody
+        knows it, as of data that was recorded elsewhere.
     image_sizes: view -> (height, width) in px.
-    joint_names: of the dimensions of proprio and action alike.
+    joint_names: of the dimensions of an action.
+    proprio_names: of the dimensions of proprio, none where it was not measured; None: the same as the action's.
     noise_share: of the episodes that are recorded with perturbed actions.
-    driver: who acts in them; the labels are the expert's.
+    driver: who acts in them; the labels are the expert's. Of imported data: what they were imported from, and how.
     """
 
     scene_yaml: str
@@ -56,6 +58,14 @@ class DatasetDescription:
     noise_share: float = 0.0
     first_seed: int = 0
     driver: str = "expert"
+    proprio_names: tuple[str, ...] | None = None
+
+    def names_of_proprio(self) -> tuple[str, ...]:
+        return self.joint_names if self.proprio_names is None else self.proprio_names
+
+    def vector_columns(self) -> list[str]:
+        """The columns with a vector a frame; without proprio there is one less, as LeRobot has no empty feature."""
+        return ["observation.state", "action"] if self.names_of_proprio() else ["action"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,8 @@ class DatasetWriter:
         _require_finite(episode, f"{self.directory}: episode {self.num_episodes} (seed {episode.seed})")
         assert set(episode.images) == set(self.description.image_sizes), (set(episode.images), self.description)
         assert length > 0 and {len(frames) for frames in episode.images.values()} == {length}
-        assert episode.proprio.shape[1] == episode.actions.shape[1] == len(self.description.joint_names)
+        assert episode.actions.shape[1] == len(self.description.joint_names), episode.actions.shape
+        assert episode.proprio.shape == (length, len(self.description.names_of_proprio())), episode.proprio.shape
         tasks = _unique([*self._instructions, episode.instruction])
         table = lerobot.frames_table(
             episode=self.num_episodes,
@@ -169,7 +180,8 @@ class DatasetWriter:
         info = lerobot.info(
             robot_type=d.robot_type,
             fps=d.fps,
-            joint_names=d.joint_names,
+            action_names=d.joint_names,
+            proprio_names=d.names_of_proprio(),
             image_sizes=d.image_sizes,
             num_episodes=self.num_episodes,
             num_frames=self.num_frames,
@@ -201,7 +213,7 @@ class DatasetWriter:
     def _statistics(self) -> dict[str, Any]:
         """Over all frames; of the images over a sample of them."""
         files = [lerobot.data_file(self.directory, episode) for episode in range(self.num_episodes)]
-        numbers = ["observation.state", "action", "perturbed", *lerobot.SCALARS]
+        numbers = [*self.description.vector_columns(), "perturbed", *lerobot.SCALARS]
         table = pa.concat_tables([lerobot.read_parquet(file, numbers) for file in files])
         statistics = {name: lerobot.statistics(lerobot.to_numpy(table[name])) for name in numbers}
 
@@ -249,8 +261,8 @@ class DatasetReader:
         self.instructions: list[str] = [tasks[t["task_index"][0].as_py()] for t in tables]
         self.episode_lengths: Int64[np.ndarray, " e"] = np.array([len(t) for t in tables], np.int64)
         self.episode_starts: Int64[np.ndarray, " e"] = np.cumsum(self.episode_lengths) - self.episode_lengths
-        self.all_actions: Float32[np.ndarray, "n a"] = lerobot.to_numpy(table["action"])
-        self.all_proprio: Float32[np.ndarray, "n s"] = lerobot.to_numpy(table["observation.state"])
+        self.all_actions: Float32[np.ndarray, "n a"] = lerobot.to_vectors(table, "action")
+        self.all_proprio: Float32[np.ndarray, "n s"] = lerobot.to_vectors(table, "observation.state")
         self.all_perturbed: Bool[np.ndarray, " n"] = lerobot.to_numpy(table["perturbed"])
         self._places: Int64[np.ndarray, "n v 2"] = np.concatenate(places)
 
@@ -283,7 +295,7 @@ class DatasetReader:
         return observation, self.all_actions[row].copy()
 
     def _read_episode(self, episode: int) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
-        return read_episode(lerobot.data_file(self.directory, episode), self.views)
+        return read_episode(lerobot.data_file(self.directory, episode), self.description, self.views)
 
 
 def require_views(views: Sequence[str], description: DatasetDescription, dataset: str) -> None:
@@ -293,17 +305,20 @@ def require_views(views: Sequence[str], description: DatasetDescription, dataset
             raise UserError(f"{dataset} has no view {view!r}; it has {', '.join(description.image_sizes)}")
 
 
-def read_episode(path: Path, views: Sequence[str]) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
+def read_episode(
+    path: Path, description: DatasetDescription, views: Sequence[str]
+) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
     """The numbers of an episode, and where its pictures are in the file: offset and size in bytes.
 
     Raises:
         UserError: the file is broken, or a number in it is not finite.
     """
     keys = [lerobot.image_key(view) for view in views]
-    table = lerobot.read_parquet(path, ["action", "observation.state", "perturbed", "task_index", *keys])
+    vectors = description.vector_columns()
+    table = lerobot.read_parquet(path, [*vectors, "perturbed", "task_index", *keys])
     if len(table) == 0:
         raise UserError(f"{path} has no frame; delete it and record again")
-    for column in ("action", "observation.state"):
+    for column in vectors:
         if not np.isfinite(lerobot.to_numpy(table[column])).all():
             raise UserError(f"{path}: {column} is not finite; delete it and record again")
     places = [_find_images(path, key, table[key]) for key in keys]
@@ -347,7 +362,7 @@ def read_finished(directory: Path) -> tuple[DatasetDescription, dict[str, Any]]:
         raise UserError(f"no dataset at {directory}; python -m robofactory.demos.record makes one")
     if not (meta / "info.json").is_file():
         complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
-        command = "python -m robofactory.demos.record continues it"
+        command = "the command that began it, of robofactory record or import, continues it"
         raise UserError(f"{directory} is unfinished ({complete} complete episodes); {command}")
     return _read_description(meta / "robofactory.json"), lerobot.read_json(meta / "info.json")
 
@@ -367,6 +382,8 @@ def describe(content: dict[str, Any]) -> DatasetDescription:
     content["image_sizes"] = {view: tuple(size) for view, size in content["image_sizes"].items()}
     content["joint_names"] = tuple(content["joint_names"])
     content.setdefault("driver", "expert")  # datasets of the first version do not say it: there was no other
+    names = content.setdefault("proprio_names", None)  # nor this: it was the same as the action's
+    content["proprio_names"] = None if names is None else tuple(names)
     return DatasetDescription(**{field.name: content[field.name] for field in dataclasses.fields(DatasetDescription)})
 
 

@@ -143,7 +143,7 @@ def _not_radians(facts: Survey) -> str:
     """Of actions and state alike."""
     for what, values in (("action", facts.actions), ("state", facts.state)):
         reach = np.maximum(np.abs(values.min), np.abs(values.max)) * values.is_joint
-        if reach.max() > UNITS_RAD:
+        if reach.max(initial=0.0) > UNITS_RAD:
             at = int(reach.argmax())
             return f"the {what}'s {values.names[at]!r} is in [{values.min[at]:.4g}, {values.max[at]:.4g}]"
     return ""

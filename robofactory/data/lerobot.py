@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 
 from robofactory.config import UserError
 
 FILES_PER_CHUNK = 1000
+RECORD_AGAIN = "delete it, if it is there, and record again"
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -39,15 +40,20 @@ def info(
     *,
     robot_type: str,
     fps: int,
-    joint_names: Sequence[str],
+    action_names: Sequence[str],
+    proprio_names: Sequence[str],
     image_sizes: Mapping[str, tuple[int, int]],
     num_episodes: int,
     num_frames: int,
     num_tasks: int,
 ) -> dict[str, Any]:
     """`meta/info.json`. All keys are there: LeRobot 0.4 indexes them without a default."""
-    vector = {"dtype": "float32", "shape": [len(joint_names)], "names": list(joint_names)}
-    features: dict[str, Any] = {"observation.state": vector, "action": vector}
+    vectors = {"observation.state": proprio_names, "action": action_names}
+    features: dict[str, Any] = {
+        key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+        for key, names in vectors.items()
+        if names
+    }
     for view, (height, width) in image_sizes.items():
         names = ["height", "width", "channels"]
         features[image_key(view)] = {"dtype": "image", "shape": [height, width, 3], "names": names}
@@ -84,9 +90,9 @@ def frames_table(
 ) -> pa.Table:
     """One episode's frames. `first_index` counts frames over the whole dataset; `images` are encoded files."""
     frames = np.arange(len(actions))
+    vectors = {"observation.state": state, "action": actions}
     columns: dict[str, pa.Array] = {
-        "observation.state": _vectors(state),
-        "action": _vectors(actions),
+        **{key: _vectors(values) for key, values in vectors.items() if values.shape[1]},
         "perturbed": pa.array(perturbed),
         "timestamp": pa.array((frames / fps).astype(np.float32)),
         "frame_index": pa.array(frames),
@@ -201,34 +207,37 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path, advice: str = RECORD_AGAIN) -> pq.ParquetFile:
     """Raises UserError where the file is missing or does not end as a Parquet file does."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; delete the dataset and record again")
+        raise UserError(f"{path} is missing; {advice}")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError):
-        raise UserError(f"{path} is truncated or no Parquet file; delete it and record again") from None
+        raise UserError(f"{path} is truncated or no Parquet file; {advice}") from None
 
 
-def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Raises UserError where the file is missing or broken, or has no such column."""
-    file = open_parquet(path)
+def read_parquet(
+    path: Path, columns: Sequence[str], row_groups: Sequence[int] | None = None, advice: str = RECORD_AGAIN
+) -> pa.Table:
+    """Some columns, of some row groups or all. Raises UserError where the file is missing or broken, or has no such column."""
+    file = open_parquet(path, advice)
+    groups = range(file.num_row_groups) if row_groups is None else row_groups
     missing = [column for column in columns if column not in file.schema_arrow.names]
     if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; delete the dataset and record again")
+        raise UserError(f"{path} has no column {', '.join(missing)}; {advice}")
     try:
-        return file.read(list(columns), use_threads=False)
+        return file.read_row_groups(list(groups), list(columns), use_threads=False)
     except (pa.ArrowInvalid, OSError):
-        raise UserError(f"{path} is damaged; delete it and record again") from None
+        raise UserError(f"{path} is damaged; {advice}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = RECORD_AGAIN) -> dict[str, Any]:
     """Raises UserError where the file is broken."""
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; delete the dataset and record again") from None
+        raise UserError(f"{path} is damaged; {advice}") from None
 
 
 def to_numpy(column: pa.ChunkedArray) -> Shaped[np.ndarray, "n *rest"]:
@@ -239,5 +248,15 @@ def to_numpy(column: pa.ChunkedArray) -> Shaped[np.ndarray, "n *rest"]:
     return array.to_numpy(zero_copy_only=False)
 
 
+def to_vectors(table: pa.Table, column: str) -> Float32[np.ndarray, "n d"]:
+    """A column of vectors; of no dimension where the table has no such column."""
+    if column not in table.column_names:
+        return np.zeros((len(table), 0), np.float32)
+    return to_numpy(table[column]).reshape(len(table), -1)
+
+
 def _vectors(values: np.ndarray) -> pa.Array:
+    """A vector a row; LeRobot keeps those of one number as plain numbers."""
+    if values.shape[1] == 1:
+        return pa.array(values[:, 0])
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

@@ -64,9 +64,10 @@ class StreamedReader:
         episodes = pq.read_table(io.BytesIO(meta[META[-1]]), columns=["length", "tasks"])
         self.episode_lengths: Int64[np.ndarray, " e"] = lerobot.to_numpy(episodes["length"])
         self.instructions: list[str] = [tasks[0] for tasks in episodes["tasks"].to_pylist()]
-        statistics = json.loads(meta["stats.json"])
+        names = ("min", "max", "mean", "std", "q01", "q99")
+        statistics = {"observation.state": {name: [] for name in names}} | json.loads(meta["stats.json"])
         self.statistics = {
-            column: {name: np.array(statistics[column][name]) for name in ("min", "max", "mean", "std", "q01", "q99")}
+            column: {name: np.array(statistics[column][name], np.float64) for name in names}
             for column in ("action", "observation.state")
         }
         self._opened: collections.OrderedDict[int, OpenEpisode] = collections.OrderedDict()
@@ -100,8 +101,8 @@ class StreamedReader:
 
     def _open(self, episode: int) -> OpenEpisode:
         if episode not in self._opened:
-            table, places = read_episode(self._file(episode), self.views)
-            actions, proprio = (lerobot.to_numpy(table[name]) for name in ("action", "observation.state"))
+            table, places = read_episode(self._file(episode), self.description, self.views)
+            actions, proprio = (lerobot.to_vectors(table, name) for name in ("action", "observation.state"))
             self._opened[episode] = OpenEpisode(actions, proprio, places)
             if len(self._opened) > self.num_kept:
                 self._opened.popitem(last=False)

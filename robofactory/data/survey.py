@@ -56,7 +56,7 @@ class Spread:
     @property
     def is_joint(self) -> Bool[np.ndarray, " a"]:
         """All dimensions but the grippers, which the codec does not normalise."""
-        return np.array([name not in grippers(self.names) for name in self.names])
+        return np.array([name not in grippers(self.names) for name in self.names], bool)
 
     def add(self, episode: int, values: Float32[np.ndarray, "n a"]) -> None:
         if len(values) == 0:
@@ -100,9 +100,9 @@ class EpisodeFacts:
     not_finite: str | None
     irregular: float
     still: int
-    moving: Int64[np.ndarray, " a"]
-    equals_state: Int64[np.ndarray, " a"]
-    equals_next_state: Int64[np.ndarray, " a"]
+    moving: Int64[np.ndarray, " c"]
+    equals_state: Int64[np.ndarray, " c"]
+    equals_next_state: Int64[np.ndarray, " c"]
     action_step: Float32[np.ndarray, " a"]
     action_step_at: Int64[np.ndarray, " a"]
     state_step: Float32[np.ndarray, " s"]
@@ -158,7 +158,7 @@ def survey(
         UserError: no dataset, an unfinished one, or a file that cannot be read at all.
     """
     description, info = read_finished(directory)
-    names = [tuple(info["features"][column]["names"]) for column in ("action", "observation.state")]
+    names = [description.joint_names, description.names_of_proprio()]
     actions, state = (Spread(each) for each in names)
     chosen = tuple(view for view in description.image_sizes if views is None or view in views)
     num_files = _count_files(directory)
@@ -174,11 +174,11 @@ def survey(
     first_row = 0
     for episode in progress(range(num_files), num_files):
         keys = [lerobot.image_key(view) for view in chosen] if episode in with_pictures else []
-        columns = ["action", "observation.state", *lerobot.SCALARS, *keys]
+        columns = [*description.vector_columns(), *lerobot.SCALARS, *keys]
         table = lerobot.read_parquet(lerobot.data_file(directory, episode), columns)
         if len(table) == 0:
             raise UserError(f"{lerobot.data_file(directory, episode)} has no frame; delete it and record again")
-        acts, states = (lerobot.to_numpy(table[column]) for column in ("action", "observation.state"))
+        acts, states = (lerobot.to_vectors(table, column) for column in ("action", "observation.state"))
         is_finite = np.isfinite(acts).all(1) & np.isfinite(states).all(1)
         actions.add(episode, acts[is_finite])
         state.add(episode, states[is_finite])

@@ -38,7 +38,6 @@ from robofactory.config import (
 if TYPE_CHECKING:
     from robofactory.data.episodes import DatasetDescription, Episode
 
-JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, 8)), "gripper")
 MAX_FAILURES_ON_END = 50
 POLICY = "openvla"  # the kind that --round lets drive
 SEEDS_A_ROUND = 500  # of relabelling: each has layouts of its own
@@ -251,6 +250,7 @@ def relabel(
 def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int, driver: str) -> "DatasetDescription":
     """What all episodes of one agent share."""
     from robofactory.data.episodes import DatasetDescription
+    from robofactory.shapes import JOINT_NAMES
 
     cameras = {camera.uid: camera for camera in scene.cameras}
     views = {view: cameras[uid.format(agent=agent)] for view, uid in scene.views.items()}

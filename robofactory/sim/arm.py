@@ -9,16 +9,10 @@ from jaxtyping import Float, Float64
 from mani_skill.agents.base_agent import BaseAgent
 
 NUM_JOINTS = 7
-GRIPPER_CLOSED_M, GRIPPER_OPEN_M = -0.01, 0.04  # finger joint targets of the commands -1 and +1 (ManiSkill's Panda)
 
 # The joint drives (stiffness 1000, damping 100) close 10/s of the distance to their target: over one control step of
 # 0.05 s a joint moves 1 - exp(-0.5) = 39 % of it.
 DRIVE_RATE_PER_S = 10.0
-
-
-def gripper_command(width_m: float | Float[np.ndarray, "*b"]) -> float | Float[np.ndarray, "*b"]:
-    """The command in [-1, 1] that asks for this finger width (0.04 -> +1, -0.01 -> -1)."""
-    return 2.0 * (width_m - GRIPPER_CLOSED_M) / (GRIPPER_OPEN_M - GRIPPER_CLOSED_M) - 1.0
 
 
 class Arm:

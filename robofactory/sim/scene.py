@@ -19,7 +19,8 @@ from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
 
 from robofactory.config import ObjectConfig, SceneConfig, UserError
-from robofactory.sim.arm import NUM_JOINTS, gripper_command
+from robofactory.shapes import gripper_command
+from robofactory.sim.arm import NUM_JOINTS
 from robofactory.sim.cameras import rendered_cameras, sensor_config, take_pictures
 from robofactory.sim.meshes import light_panda
 

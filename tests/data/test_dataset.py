@@ -1,17 +1,18 @@
 """From frames on disk to batches: nothing leaks between the parts, and chance depends on seed and epoch alone."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from demonstrations import VIEWS, write_dataset
+from demonstrations import VIEWS, description, episode, write_dataset
 from test_order import frame_order
 
 from robofactory.config import UserError, load_recipe, load_scene, look_of, scene_file, to_yaml
 from robofactory.data.dataset import Batches, FrameDataset, Splits, load_splits, split_episodes
-from robofactory.data.episodes import DatasetReader
+from robofactory.data.episodes import DatasetReader, DatasetWriter
 from robofactory.data.order import FrameKey
 
 RECIPE = load_recipe(
@@ -32,6 +33,36 @@ def splits(directory: Path) -> Splits:
 
 def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True) if x is not None)
+
+
+# ------------------------------------------------------------------------------------------------------- your own data
+
+
+def test_proprio_has_names_of_its_own(tmp_path):
+    names = tuple("stuvwxyz")
+    splits = load_splits(write_dataset(tmp_path / "set", scene_yaml="", proprio_names=names), RECIPE)
+    assert splits.codec.look == {} and splits.codec.proprio_statistics.names == names
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_recipe_with_proprio_refuses_a_dataset_without(tmp_path, monkeypatch, is_streamed):
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path / "home"))
+    directory = tmp_path / "set"
+    writer = DatasetWriter(directory, description(scene_yaml="", proprio_names=()))
+    for seed in range(3):
+        part = episode(seed)
+        writer.append(replace(part, proprio=part.proprio[:, :0]))
+    writer.finalize()
+    recipe = RECIPE
+    if is_streamed:
+        recipe = replace(recipe, data=replace(recipe.data, datasets={f"file://{directory}": 1.0}))
+    with pytest.raises(UserError, match=r"set has no proprio; train without it: model\.use_proprio=false"):
+        load_splits(directory, recipe)
+    without = replace(recipe, model=replace(recipe.model, use_proprio=False))
+    splits = load_splits(directory, without)
+    batch = next(splits.val_batches(0, 1).validation())
+    assert batch.proprio is None and batch.pixel_values.shape[1] == len(VIEWS)
+    assert splits.codec.proprio_dim == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- the split

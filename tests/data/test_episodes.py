@@ -41,6 +41,27 @@ def test_every_frame_comes_back_as_it_was_written(tmp_path):
                 np.testing.assert_array_equal(observation.images[view], images[view][step])
 
 
+@pytest.mark.parametrize(("proprio_dim", "action_dim"), [(3, 2), (1, 8), (8, 1), (0, 4)])
+def test_proprio_and_actions_have_dimensions_of_their_own(tmp_path, proprio_dim, action_dim):
+    """One number a frame is a plain column in LeRobot, and none is no column."""
+    names = {"joint_names": tuple("abcdefgh"[:action_dim]), "proprio_names": tuple("stuvwxyz"[:proprio_dim])}
+    writer = DatasetWriter(tmp_path / "set", description(**names))
+    whole = episode(0)
+    written = replace(whole, actions=whole.actions[:, :action_dim], proprio=whole.proprio[:, :proprio_dim])
+    writer.append(written)
+    writer.finalize()
+    reader = DatasetReader(tmp_path / "set")
+    np.testing.assert_array_equal(reader.actions(0), written.actions)
+    np.testing.assert_array_equal(reader.proprio(0), written.proprio)
+    assert reader.frame(0, 3)[0].proprio.shape == (proprio_dim,)
+    features = json.loads((tmp_path / "set/meta/info.json").read_text())["features"]
+    assert features["action"]["names"] == list(names["joint_names"])
+    assert ("observation.state" in features) == (proprio_dim > 0)
+    columns = pq.read_table(tmp_path / "set" / FIRST)
+    assert set(columns.column_names) == set(features)
+    assert (columns["action"].type == pa.float32()) == (action_dim == 1)
+
+
 def test_png_is_lossless_and_the_decoded_array_can_be_written_to():
     image = pictures(0, 1)["side"][0]
     decoded = decode_png(encode_png(image))

@@ -96,17 +96,19 @@ def test_bins_and_clipping_are_those_of_the_codec_that_training_makes(sound, met
     assert clipped == [f"{share:.1%}" for share in codec.clipped(reader.all_actions).mean(0)]
 
 
-def test_other_dimensions_and_views_are_inspected_too(tmp_path):
+@pytest.mark.parametrize("of_proprio", [[0, 1, 7], [1], []])
+def test_other_dimensions_and_views_are_inspected_too(tmp_path, of_proprio):
     directory = tmp_path / "set"
-    names = ("shoulder", "elbow", "gripper")
-    writer = DatasetWriter(directory, description(image_sizes={"front": (HEIGHT, WIDTH)}, joint_names=names, fps=10))
+    names = {0: "shoulder", 1: "elbow", 7: "gripper"}
+    own = {"joint_names": tuple(names.values()), "proprio_names": tuple(names[dim] for dim in of_proprio)}
+    writer = DatasetWriter(directory, description(image_sizes={"front": (HEIGHT, WIDTH)}, fps=10, **own))
     for seed in range(4):
         whole = sound_episode(seed)
         few = replace(
             whole,
             images={"front": whole.images["overhead"]},
             actions=whole.actions[:, [0, 1, 7]],
-            proprio=whole.proprio[:, [0, 1, 7]],
+            proprio=whole.proprio[:, of_proprio],
         )
         writer.append(few)
     writer.finalize()

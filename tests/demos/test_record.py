@@ -15,7 +15,8 @@ from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, smal
 from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe, relabelled_dir
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
-from robofactory.demos.record import JOINT_NAMES, main, record, relabel
+from robofactory.demos.record import main, record, relabel
+from robofactory.shapes import JOINT_NAMES
 
 NUM = 8
 SEEDS = [0, 2, 3, 4, 6, 7, 8, 10]  # MadeUpPlayer fails on 1, 5, 9, ...

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import sapien
 
-from robofactory.sim.arm import Arm, gripper_command
+from robofactory.shapes import gripper_command
+from robofactory.sim.arm import Arm
 
 pytestmark = pytest.mark.sim
 
