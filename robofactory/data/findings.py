@@ -2,7 +2,8 @@
 
 Each kind has a name, and each threshold a reason. Errors ruin a policy without a word and stop training, unless the
 recipe accepts them by name (`data.accept`); warnings cost something; notes are good to know. The expert's own
-demonstrations have none: "honest" below is what 480 episodes of LiftBarrier were measured to be.
+demonstrations have none: "honest" below is what 400 episodes of LiftBarrier were measured to be. Of 160 more, which
+policies drove, two have a warning: the wrist turns by up to 0.24 rad in a step, 4.8 rad/s, as if something had hit it.
 """
 
 import difflib
@@ -19,19 +20,19 @@ from robofactory.data.survey import SKETCH_ROWS, Survey, survey
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
-BLANK_LEVELS = 8  # of 255, between the brightest part and the darkest: only sensor noise is to be seen; honest: 69
-SAME_LEVELS = 2  # of 255, in every part of every picture: what compressing a picture twice may change; honest: 88
+BLANK_LEVELS = 8  # of 255, between the brightest part and the darkest: only sensor noise is to be seen; honest: 84
+SAME_LEVELS = 2  # of 255, in every part of every picture: what compressing a picture twice may change; honest: 124
 OWN_OVER_OTHER = 2.0  # a view that looks so much more like another one of the other episodes is not its own
 REPEATED_SHARE = 0.05  # of the frames before which the arm moved; a camera at half the rate of the arm repeats 0.5
-COPY_SHARE, COPY_FRAMES = 0.99, 10  # of at least so many frames with a new action; honest: 0.001
-AGREE_CORRELATION = -0.5  # of the gripper's command and its measured opening; honest: 0.7 to 0.9
-FAST_PER_S, SLOW_PER_S = 10.0, 3.0  # rad: no arm is faster; a Panda may turn at 2.6; honest: 2.7
-JUMP_OVER_USUAL = 8.0  # a step over the median of all episodes' largest; honest: 12, where the median is tiny
-STILL_SHARE = 0.3  # a third of the labels would say "stay", and greedy decoding then does; honest: 0.02 to 0.06
+COPY_SHARE, COPY_FRAMES = 0.99, 10  # of at least so many frames with a new action; honest: 0.03
+AGREE_CORRELATION = -0.5  # of the gripper's command and its measured opening; honest: 0.9
+FAST_PER_S, SLOW_PER_S = 10.0, 3.0  # rad: no arm is faster; a Panda may turn at 2.6; honest: 1.9
+JUMP_OVER_USUAL = 8.0  # a step over the median of all episodes' largest; honest: 9, where the median is tiny
+STILL_SHARE = 0.3  # a third of the labels would say "stay", and greedy decoding then does; honest: 0.03
 STRETCH = 4.0  # the bins' reach over that of 98 % of the values; honest: at most 2.7
 UNITS_RAD = 4 * np.pi  # twice what the widest joints turn: these are degrees
 SHORT_SHARE = 0.1  # of the median length: a recording that was broken off; honest: 0.86
-COPY_OF_EPISODE = 0.5  # of the sketch; honest: 0, although neighbouring layouts are a bin apart
+COPY_OF_EPISODE = 0.5  # of the sketch; honest: 1 of 32 rows at most
 IRREGULAR_STEPS = 0.1  # a timestamp is off by this much of a step: a frame was dropped, or fps is another one
 
 
