@@ -85,7 +85,7 @@ def in_batches(scene: SceneConfig, checkpoints: dict[int, Path], batch_size: int
     policies.window = Window(seconds)
     setup = partial(Rollout, Plan(scene, list(checkpoints), None, num_threads=1))
     try:
-        for _ in play_episodes(setup, range(FIRST_SEED, 10 * FIRST_SEED), num_cores(), policies):
+        for _ in play_episodes(setup, range(FIRST_SEED, 10 * FIRST_SEED), num_cores(), 600.0, policies):
             pass
     except WindowEnded as end:
         return end.args[0]

@@ -15,6 +15,7 @@ STAGES = {
         "robofactory.evaluation.evaluate",
         "play the task with trained policies: success, videos, report",
     ),
+    "compare": ("robofactory.evaluation.compare", "two evaluations on the same seeds: which is better, and how sure"),
     "merge": ("robofactory.export.merge", "a fine-tuned policy as published weights: adapters merged"),
     "preview": ("robofactory.sim.env", "a picture of what every camera of a scene sees"),
 }

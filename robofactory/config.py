@@ -196,6 +196,24 @@ class CameraConfig:
 
 
 @dataclass(frozen=True)
+class LampConfig:
+    """Parallel light, as from the sun; RGB 1 each is RoboFactory's."""
+
+    direction: list[float]  # in which the light travels, world
+    rgb: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class LightingConfig:
+    """RoboFactory's light; without shadows, they cost three times."""
+
+    ambient_rgb: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.4])
+    lamps: list[LampConfig] = field(
+        default_factory=lambda: [LampConfig([1.0, 1.0, -1.0]), LampConfig([0.0, 0.0, -1.0])]
+    )
+
+
+@dataclass(frozen=True)
 class SceneConfig:
     task: str  # e.g. LiftBarrier-rf
     instruction: str  # plain words for the prompt
@@ -209,6 +227,7 @@ class SceneConfig:
     control_freq_hz: int = 20
     visual_detail: str = "full"  # full | low
     shader: str = "minimal"
+    lighting: LightingConfig = field(default_factory=LightingConfig)
     assets_dir: str | None = None  # RoboFactory's original meshes; None: procedural shapes
 
     @property
@@ -442,6 +461,11 @@ def _check_scene(scene: SceneConfig, path: Path) -> None:
             _require(count == length, path, f"objects.{name}.{key}", f"needs {length} numbers, got {count}")
         _require(thing.mass_kg > 0, path, f"objects.{name}.mass_kg", f"must be positive, got {thing.mass_kg}")
         _require(thing.friction >= 0, path, f"objects.{name}.friction", f"must not be negative, got {thing.friction}")
+    lights = {"ambient_rgb": scene.lighting.ambient_rgb}
+    for index, lamp in enumerate(scene.lighting.lamps):
+        lights |= {f"lamps[{index}].direction": lamp.direction, f"lamps[{index}].rgb": lamp.rgb}
+    for key, numbers in lights.items():
+        _require(len(numbers) == 3, path, f"lighting.{key}", f"needs 3 numbers, got {len(numbers)}")
     uids = [camera.uid for camera in scene.cameras]
     for index, camera in enumerate(scene.cameras):
         at = f"cameras[{index}]"

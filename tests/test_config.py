@@ -216,6 +216,8 @@ def test_a_bad_value_names_its_key(override, key):
         ("objects.barrier.mass_kg=-1", "objects.barrier.mass_kg"),
         ("objects.barrier.position=[1, 2]", "objects.barrier.position"),
         ("views.side=nope", "views.side"),
+        ("lighting.ambient_rgb=[1]", "lighting.ambient_rgb"),
+        ("lighting.lamps=[{direction: [1, 2]}]", "lighting.lamps[0].direction"),
         ("views.side='{agnt}'", "views.side"),
         ("success.max_tilt_deg=steep", "success.max_tilt_deg"),
         ("control_freq_hz=0", "sim_freq_hz"),

@@ -1,7 +1,8 @@
 """Play a task in simulation with trained policies and report how often they succeed.
 
 Every agent of the task acts by its own checkpoint, one policy call per control step; or one does, beside the scripted
-expert. Several episodes run side by side, and the policies answer them in batches. Results, videos and a report that opens without a network land in one directory.
+expert. Several episodes run side by side, and the policies answer them in batches. Results, videos and a report that
+opens without a network land in one directory.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robofactory.config import (
     SceneConfig,
@@ -27,11 +28,6 @@ from robofactory.config import (
     with_look,
 )
 
-if TYPE_CHECKING:
-    from robofactory.evaluation.results import EpisodeResult, Evaluation, Protocol
-    from robofactory.evaluation.workers import Setup
-    from robofactory.policy import Policies
-
 EXPERT = "expert"
 
 
@@ -46,7 +42,16 @@ examples:
       --config robofactory/configs/table/lift_barrier.yaml --checkpoint epoch_300
   bash eval.sh --task LiftBarrier-rf --checkpoint latest --partner expert --agent_id 0    agent 0 beside the expert
   bash eval.sh --task LiftBarrier-rf --policy expert --videos 2                           the expert: a sanity check
+  bash eval.sh --task LiftBarrier-rf --until 5 --ablate blackout action_delay_steps=1     what success rests on
   bash eval.sh --task LiftBarrier-rf --checkpoint 'my/runs/LiftBarrier-rf_Agent{agent}_150/epoch_8'
+
+ablations, each played on the same seeds as the unchanged evaluation (without =VALUE: as given here; of a view: each):
+  blackout=VIEW  freeze=VIEW       pictures of a camera all black; or always the first of the episode
+  instruction='open the drawer'    other words
+  action_noise_rad=0.02            standard deviation of white noise on the joint targets of the policies
+  action_delay_steps=2             the policies' actions are executed so many steps late
+  light=0.5  lamp_turn_deg=90      all light so many times as strong; lamps turned about the vertical
+  camera_shift_m=0.02  camera_turn_deg=2    each camera by so much, in a random direction in every episode
 
 Any key of the scene may be overridden, for instance success.max_tilt_deg=5. Pictures are rendered as the policy was
 trained unless visual_detail or shader is overridden.""",
@@ -78,7 +83,14 @@ trained unless visual_detail or shader is overridden.""",
     )
     add("--partner", choices=[EXPERT], help="the scripted expert drives all agents but --agent_id")
     add("--agent_id", type=int, help="with --partner: the agent that its policy drives")
-    add("--episodes", type=int, default=50, help="how many, one a seed (default: 50)")
+    add("--episodes", type=int, help="how many, one a seed (default: 50; with --until the most that could be needed)")
+    add(
+        "--until",
+        metavar="±POINTS",
+        help="stop after the first seed that makes the 95 %% interval no wider than this to each side, for instance ±5 "
+        "or 5; an interval that decides itself when to stop covers the true rate a little less often",
+    )
+    add("--ablate", nargs="+", action="extend", default=[], metavar="NAME[=VALUE]", help="play this too; see below")
     add(
         "--seed",
         type=int,
@@ -87,6 +99,13 @@ trained unless visual_detail or shader is overridden.""",
     )
     add("--max_steps", type=int, help="control steps after which an episode has failed (default: the scene's)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest action token, above samples (default: 0)")
+    add(
+        "--time_limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a process that hangs for so long is killed, and its episode has timed out (default: 600)",
+    )
     add("--workers", type=int, help="processes that simulate (default: one a core)")
     add(
         "--batch",
@@ -102,19 +121,36 @@ trained unless visual_detail or shader is overridden.""",
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be {least} or more")
+    if args.time_limit <= 0:
+        raise UserError(f"--time_limit {args.time_limit:g}: must be above 0")
+    if args.until is not None:
+        args.until = half_width(args.until)
     return args
+
+
+def half_width(text: str) -> float:
+    """What `±5` or `5` asks for, in points."""
+    try:
+        points = float(text.removeprefix("±"))
+    except ValueError:
+        points = 0.0
+    if not 0 < points <= 50:
+        raise UserError(f"--until {text}: expected points above 0 and at most 50, such as ±5")
+    return points
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    from robofactory.evaluation import report, results, rollout
+    from robofactory.evaluation import ablations, paired_report, playing, report, results, rollout
     from robofactory.policy import Policies, digest_of_weights
 
-    results.require_unseen_seeds(args.seed, args.episodes)
+    num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
+    results.require_unseen_seeds(args.seed, num_episodes)
 
     # ---- who drives whom, and what they see
     scene = load_task_scene(args.task, args.config, args.overrides)
     learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
+    ablated = ablations.read_ablations(args.ablate, scene, bool(learned))
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
     device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
@@ -135,28 +171,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fingerprints=[codecs[agent].fingerprint if agent in codecs else None for agent in range(scene.num_agents)],
         weights=[None if path is None else digest_of_weights(path) for path in per_agent],
         first_seed=args.seed,
-        num_episodes=args.episodes,
+        num_episodes=num_episodes,
+        until=args.until,
         max_steps=scene.max_episode_steps,
         temperature=args.temperature,
         batch_size=batch_size,
+        ablation=None,
         scene=to_yaml(scene),
         renderer=results.renderer(),
+        device=results.device_name(device),
         versions=results.versions(),
     )
 
-    # ---- play what is not played yet
+    # ---- play what is not played yet: as it is, and on the same seeds each ablation
     directory = root / directory_name(learned, scene.num_agents)
-    directory.mkdir(parents=True, exist_ok=True)
-    print(f"{protocol.title}: {args.episodes} episodes of {scene.task} in {num_workers} processes, into {directory}")
-    plan = rollout.Plan(scene, learned, directory if args.videos else None, num_threads)
-    done = episodes_played(directory, protocol)
-    evaluation = play(protocol, done, directory, partial(rollout.Rollout, plan), num_workers, policies)
+    plan = rollout.Plan(scene, learned, None, num_threads)
+    play = partial(
+        playing.play, num_workers=num_workers, time_limit_s=args.time_limit, policies=policies, num_videos=args.videos
+    )
+    evaluation = play(protocol, plan, directory)
+    same_seeds = dataclasses.replace(protocol, num_episodes=len(evaluation.episodes), until=None)
+    for ablation in ablated:
+        play(
+            dataclasses.replace(same_seeds, ablation=str(ablation)),
+            dataclasses.replace(plan, ablation=ablation),
+            directory / ablations.ABLATIONS / ablation.directory,
+        )
 
-    # ---- keep some videos, report
-    evaluation = keep_videos(evaluation, directory, args.videos)
-    results.save(evaluation, directory)
+    # ---- report
     html = report.write_report_of_root(root)
-    print(f"\n{report.as_text(evaluation)}\n\nepisodes, videos: {directory}\nreport: {html}")
+    print(f"\n{report.as_text(evaluation)}")
+    if compared := paired_report.ablations_of(directory, evaluation):
+        print(f"\n{paired_report.as_text(evaluation, compared)}")
+    print(f"\nepisodes, videos: {directory}\nreport: {html}")
 
 
 # --------------------------------------------------------------------------------------------------- who drives whom
@@ -258,81 +305,6 @@ def hardware(device: str | None, workers: int | None, has_policies: bool) -> tup
     for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS"):  # of numpy and torch; of Mesa's software renderer
         os.environ.setdefault(name, str(num_threads))
     return device, workers, num_threads
-
-
-def episodes_played(directory: Path, protocol: "Protocol") -> "list[EpisodeResult]":
-    """The episodes that an earlier evaluation by the same protocol has already played; all of them if it was complete."""
-    from robofactory.evaluation import results
-
-    if not (directory / results.SUMMARY).exists():
-        return []
-    try:
-        earlier = results.load(directory)
-    except UserError:  # of another version: its numbers are replaced
-        return []
-    if earlier.protocol != protocol:
-        return []
-    print(
-        f"{len(earlier.episodes)} episodes of this evaluation are done already (delete {directory} to play them again)"
-    )
-    return earlier.episodes
-
-
-def play(
-    protocol: "Protocol",
-    done: "list[EpisodeResult]",
-    directory: Path,
-    setup: "Setup",
-    num_workers: int,
-    policies: "Policies | None" = None,
-) -> "Evaluation":
-    """The whole evaluation; what is complete is on disk after every episode."""
-    from tqdm import tqdm
-
-    from robofactory.evaluation import results, rollout, workers
-
-    episodes = list(done)
-    played = {episode.seed for episode in done}
-    remove_videos(directory, keep={episode.video for episode in done})
-    seeds = [seed for seed in protocol.seeds if seed not in played]
-    bar = tqdm(total=protocol.num_episodes, initial=len(done), unit="episode", dynamic_ncols=True, disable=None)
-    with bar:
-        for episode in workers.play_episodes(setup, seeds, num_workers, policies):
-            if episode.outcome == results.CRASH:
-                tqdm.write(f"seed {episode.seed} crashed: {episode.reason}")
-                if (directory / rollout.video_name(episode.seed)).exists():
-                    episode = dataclasses.replace(episode, video=rollout.video_name(episode.seed))
-            episodes = sorted([*episodes, episode], key=lambda episode: episode.seed)
-            evaluation = results.Evaluation(protocol, episodes)
-            results.save(evaluation, directory)
-            rate = f"success {evaluation.count(results.SUCCESS)}/{len(evaluation.judged)}"
-            bar.set_postfix_str(rate)
-            bar.update()
-            if bar.disable and len(episodes) % 10 == 0:  # piped into a file: a line now and then
-                print(f"{len(episodes)}/{protocol.num_episodes} episodes, {rate}", flush=True)
-    return results.Evaluation(protocol, episodes)
-
-
-def keep_videos(evaluation: "Evaluation", directory: Path, num_videos: int) -> "Evaluation":
-    """Delete all videos but so many: crashes and failures first, yet a quarter successes if there are."""
-    from robofactory.evaluation import results
-
-    filmed = [episode for episode in evaluation.episodes if episode.video]
-    good = [episode.video for episode in filmed if episode.outcome == results.SUCCESS]
-    bad = [episode.video for episode in filmed if episode.outcome != results.SUCCESS]
-    num_bad = min(len(bad), num_videos - min(len(good), num_videos // 4))
-    kept = set(bad[:num_bad] + good[: num_videos - num_bad])
-    remove_videos(directory, keep=kept)
-    episodes = [e if e.video in kept else dataclasses.replace(e, video=None) for e in evaluation.episodes]
-    return results.Evaluation(evaluation.protocol, episodes)
-
-
-def remove_videos(directory: Path, keep: set[str | None]) -> None:
-    from robofactory.evaluation.results import VIDEOS
-
-    for path in (directory / VIDEOS).glob("*.mp4"):
-        if f"{VIDEOS}/{path.name}" not in keep:
-            path.unlink()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from robofactory.evaluation.results import CRASH, SUCCESS, SUMMARY, EpisodeResult, Evaluation, load, write_atomically
+from robofactory.evaluation import paired_report
+from robofactory.evaluation.results import SUCCESS, SUMMARY, EpisodeResult, Evaluation, load, write_atomically
+from robofactory.evaluation.wording import interval_in_words, number, rate_in_words, seeds_in_words, table_html
 
 MAX_POINTS = 300  # of a curve; more are averaged in groups
 PANELS = {  # of a run's metrics.jsonl: title -> names of the curves
@@ -24,24 +26,40 @@ def as_text(evaluation: Evaluation) -> str:
     summary, protocol = evaluation.summary(), evaluation.protocol
     lines = [
         f"{protocol.task}, {protocol.checkpoint or 'expert'}: {protocol.title}; "
-        f"seeds {protocol.first_seed}..{protocol.seeds[-1]}, at most {protocol.max_steps} steps",
-        f"  success              {_rate_in_words(summary['success'])}",
-        f"  success_robofactory  {_rate_in_words(summary['success_robofactory'])}   (looser, for comparison only)",
-        f"  steps                {_number(summary['mean_steps_of_successes'], 0)} in a success, "
-        f"{_number(summary['mean_steps'], 0)} over all",
-        f"  seconds per episode  {_number(summary['mean_seconds'], 1)}",
+        f"seeds {seeds_in_words(evaluation.seeds)}, at most {protocol.max_steps} steps",
+        f"  success              {rate_in_words(summary['success'])}",
+        f"  success_robofactory  {rate_in_words(summary['success_robofactory'])}   (looser, for comparison only)",
+        f"  steps                {number(summary['mean_steps_of_successes'], 0)} in a success, "
+        f"{number(summary['mean_steps'], 0)} over all",
+        f"  seconds per episode  {number(summary['mean_seconds'], 1)}",
     ]
     if summary["mean_policy_ms"] is not None:
-        passes = _number(summary["mean_passes_per_action"], 2)
+        passes = number(summary["mean_passes_per_action"], 2)
         lines.append(
             f"  policy call          {summary['mean_policy_ms']:.0f} ms, {passes} passes through the language layers"
         )
+    if evaluation.stopped is not None:
+        lines.insert(2, f"  stopped early        {stopped_in_words(evaluation)}")
+    if summary["failed_at"]:
+        agents = "".join(f"{f'agent {agent}':>10}" for agent in range(len(protocol.drivers)))
+        lines.append(f"  {'failed at':<19}{agents}")
+        for stage, counts in summary["failed_at"].items():
+            lines.append(f"    {stage:<17}" + "".join(f"{count:>10}" for count in counts))
     for title, key in {"failed because": "failed_because", "last phases": "failed_in_phases"}.items():
         lines += [f"  {title:<19}  {count} x {reason}" for reason, count in summary[key].items()]
-    if summary["crashes"]:
-        lines.append(f"  CRASHED              {summary['crashes']} episodes, counted in no rate:")
-        lines += [f"    {count} x {reason}" for reason, count in summary["crashed_because"].items()]
+    for title, count in {"CRASHED": summary["crashes"], "TIMED OUT": summary["timeouts"]}.items():
+        if count:
+            lines.append(f"  {title:<19}  {count} episodes, counted in no rate")
+    lines += [f"    {count} x {reason}" for reason, count in summary["crashed_because"].items()]
     return "\n".join(lines)
+
+
+def stopped_in_words(evaluation: Evaluation) -> str:
+    """Why it has no more episodes, and what that does to the interval (the tests compute it)."""
+    return (
+        f"the interval is within ±{evaluation.protocol.until:g} points; as it decides itself when to stop, it covers "
+        "the true rate a little less often (±5, at the worst rate: 93 % of evaluations, 94 % of those of fixed length)"
+    )
 
 
 def write_report_of_root(root: Path) -> Path:
@@ -55,16 +73,17 @@ def write_report_of_root(root: Path) -> Path:
     return root / "report.html"
 
 
-def write_report(output_html: Path, evaluations: list[Path], runs: list[Path]) -> None:
+def write_report(output_html: Path, evaluations: list[Path], runs: list[Path], lead: str = "") -> None:
     """One page of several evaluations (directories) and the training runs (directories) behind them.
 
-    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out.
+    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out. `lead` (HTML) comes first.
     """
     loaded = [(directory, load(directory)) for directory in evaluations]
     names = sorted({f"{e.protocol.task} · {e.protocol.checkpoint or 'expert'}" for _, e in loaded})
     metrics = [run / "metrics.jsonl" for run in runs if (run / "metrics.jsonl").is_file()]
     body = [
         f"<header><p class=eyebrow>robofactory evaluation</p><h1>{escape(', '.join(names))}</h1></header>",
+        lead,
         "<section class=cards>",
         *(_card(index, evaluation) for index, (_, evaluation) in enumerate(loaded)),
         "</section>",
@@ -91,22 +110,23 @@ def _card(index: int, evaluation: Evaluation) -> str:
     success = summary["success"]
     rate = "–" if success["rate"] is None else f"{100 * success['rate']:.0f}<small>%</small>"
     facts = {
-        "steps in a success": _number(summary["mean_steps_of_successes"], 0),
-        "seconds per episode": _number(summary["mean_seconds"], 1),
-        "ms per policy call": _number(summary["mean_policy_ms"], 0),
-        "passes per action": _number(summary["mean_passes_per_action"], 2),
-        "crashes": str(summary["crashes"]),
+        "steps in a success": number(summary["mean_steps_of_successes"], 0),
+        "seconds per episode": number(summary["mean_seconds"], 1),
+        "ms per policy call": number(summary["mean_policy_ms"], 0),
+        "passes per action": number(summary["mean_passes_per_action"], 2),
+        "crashes, time-outs": f"{summary['crashes']}, {summary['timeouts']}",
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     unfinished = (
         "" if evaluation.is_complete else f" <b class=warn>(interrupted: {len(evaluation.episodes)} played)</b>"
     )
+    early = "" if evaluation.stopped is None else f"<p class=muted>Stopped early: {stopped_in_words(evaluation)}.</p>"
     return (
         f"<article class=card><h3><a href='#evaluation{index}'>{escape(evaluation.protocol.title)}</a>{unfinished}</h3>"
         f"<div class=big>{rate}</div><p class=muted>{success['count']} of {success['of']} unseen seeds"
-        f"{_interval_in_words(success)}</p>{_bar(success, 'ok')}"
+        f"{interval_in_words(success)}</p>{_bar(success, 'ok')}"
         f"<p class=muted>RoboFactory's test: {summary['success_robofactory']['count']} of {success['of']}</p>"
-        f"{_bar(summary['success_robofactory'], 'other')}<dl>{listed}</dl></article>"
+        f"{_bar(summary['success_robofactory'], 'other')}{early}<dl>{listed}</dl></article>"
     )
 
 
@@ -127,7 +147,7 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         f"<i class={e.outcome} title='seed {e.seed}: {escape(e.reason or e.outcome, quote=True)}'></i>"
         for e in evaluation.episodes
     )
-    reasons = {**summary["failed_because"], **{f"crash: {k}": n for k, n in summary["crashed_because"].items()}}
+    reasons = {**summary["failed_because"], **{f"not judged: {k}": n for k, n in summary["crashed_because"].items()}}
     largest = max(reasons.values(), default=1)
     why = "".join(
         f"<li><span>{escape(reason)}</span><i style='width:{100 * count / largest:.0f}%'></i><b>{count}</b></li>"
@@ -137,23 +157,33 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         _video(directory, e) for e in sorted(evaluation.episodes, key=lambda e: e.outcome == SUCCESS) if e.video
     )
     configuration = {
-        "seeds": f"{protocol.first_seed} to {protocol.seeds[-1]}",
+        "seeds": seeds_in_words(evaluation.seeds),
         "step limit": protocol.max_steps,
         "temperature": f"{protocol.temperature:g}" + (" (greedy)" if protocol.temperature == 0 else ""),
         "episodes in a batch": protocol.batch_size,
         "renderer": protocol.renderer,
+        "policies on": protocol.device,
         **{f"agent {k}": _driver(protocol, k) for k in range(len(protocol.drivers))},
         **protocol.versions,
     }
     rows = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in configuration.items())
     return (
         f"<section id=evaluation{index}><h2>{escape(protocol.title)}</h2><div class=strip>{strip}</div>"
-        + (f"<h3>Why the others failed</h3><ul class=why>{why}</ul>" if why else "")
+        + (f"<h3>Why the others failed</h3>{_failed_at(summary['failed_at'])}<ul class=why>{why}</ul>" if why else "")
+        + paired_report.ablations_section(evaluation, paired_report.ablations_of(directory, evaluation))
         + (f"<h3>Videos</h3><div class=videos>{videos}</div>" if videos else "")
         + f"<h3>Episodes</h3><div class=scroll>{_table(evaluation.episodes)}</div>"
         + f"<details><summary>Configuration</summary><div class=scroll><table class=plain>{rows}</table></div>"
         f"<pre>{escape(protocol.scene)}</pre></details></section>"
     )
+
+
+def _failed_at(stages: dict[str, list[int]]) -> str:
+    """How many failures ended at each stage of the task, for each agent."""
+    if not stages:
+        return ""
+    agents = [f"agent {agent}" for agent in range(len(next(iter(stages.values()))))]
+    return table_html(["failed at", *agents], [[stage, *counts] for stage, counts in stages.items()], "stages")
 
 
 def _driver(protocol: Any, agent: int) -> str:
@@ -166,7 +196,7 @@ def _driver(protocol: Any, agent: int) -> str:
 def _video(directory: Path, episode: EpisodeResult) -> str:
     assert episode.video is not None
     data = base64.b64encode((directory / episode.video).read_bytes()).decode()
-    caption = f"seed {episode.seed}, {episode.steps} steps" if episode.outcome != CRASH else f"seed {episode.seed}"
+    caption = f"seed {episode.seed}, {episode.steps} steps" if episode.is_judged else f"seed {episode.seed}"
     return (
         f"<figure><video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,{data}'></video>"
         f"<figcaption><span class='chip {episode.outcome}'>{episode.outcome}</span> {caption}"
@@ -194,8 +224,8 @@ def _table(episodes: Sequence[EpisodeResult]) -> str:
         cells: list[tuple[Any, str]] = [
             (e.seed, str(e.seed)), (e.outcome, chip), (e.steps, str(e.steps)), (e.seconds, f"{e.seconds:.1f}"),
             (int(e.success_robofactory), "yes" if e.success_robofactory else "no"),
-            (e.policy_ms, _number(e.policy_ms, 1)),
-            *((e.measures.get(name), _number(e.measures.get(name), 3)) for name in measured),
+            (e.policy_ms, number(e.policy_ms, 1)),
+            *((e.measures.get(name), number(e.measures.get(name), 3)) for name in measured),
             (", ".join(e.phases), escape(", ".join(e.phases))), (e.reason or "", escape(e.reason or "")),
         ]  # fmt: skip
         rows.append(
@@ -204,6 +234,10 @@ def _table(episodes: Sequence[EpisodeResult]) -> str:
     head = "".join(f"<th><button>{escape(_words(name))}</button></th>" for name in heads)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 # ----------------------------------------------------------------------------------------------------------- curves
@@ -273,28 +307,6 @@ def _marks(low: float, high: float, is_log: bool) -> list[float]:
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-# ------------------------------------------------------------------------------------------------------------ words
-
-
-def _rate_in_words(rate: dict[str, Any]) -> str:
-    if rate["rate"] is None:
-        return "none judged"
-    return f"{rate['count']}/{rate['of']} = {100 * rate['rate']:.0f} %{_interval_in_words(rate)}"
-
-
-def _interval_in_words(rate: dict[str, Any]) -> str:
-    low, high = rate["interval_95"]
-    return f", 95\u00a0% interval {100 * low:.0f} to {100 * high:.0f}\u00a0%" if rate["of"] else ""
-
-
-def _number(value: float | int | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 # ------------------------------------------------------------------------------------------------- style and script
 
 STYLE = """
@@ -323,7 +335,7 @@ a{color:inherit;text-decoration-color:var(--line);text-underline-offset:3px}
 dl{display:grid;grid-template-columns:1fr 1fr;gap:8px 16px;margin:16px 0 0}dt{color:var(--soft);font-size:13px}
 dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 .strip{display:flex;flex-wrap:wrap;gap:4px}.strip i{width:16px;height:16px;border-radius:4px;background:var(--bad)}
-.strip .success{background:var(--ok)}.strip .crash{background:var(--crash)}
+.strip .success{background:var(--ok)}.strip .crash,.strip .timeout{background:var(--crash)}
 .why{list-style:none;padding:0;max-width:720px}.why li{display:grid;grid-template-columns:minmax(150px,1.4fr) 2fr 32px;
 gap:12px;align-items:center;margin:5px 0;font-size:14px}.why i{height:10px;border-radius:5px;background:var(--bad)}
 .plots,.videos{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(270px,100%),1fr))}
@@ -342,7 +354,9 @@ th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outli
 th[aria-sort=ascending] button:after{content:" ↑"}th[aria-sort=descending] button:after{content:" ↓"}
 .plain th{font-weight:600;width:1%}.plain td{white-space:normal;overflow-wrap:anywhere}
 .chip{font-size:12px;font-weight:600;padding:1px 8px;border-radius:9px;color:#fff;background:var(--bad)}
-.chip.success{background:var(--ok)}.chip.crash{background:var(--crash)}
+.chip.success{background:var(--ok)}.chip.crash,.chip.timeout{background:var(--crash)}
+.forest text{font-size:12px}.forest .baseline{stroke:var(--ok);stroke-dasharray:4 3}
+.forest .interval{stroke:var(--soft);stroke-width:2}.forest .rate{fill:var(--accent)}.stages{width:auto}
 details{margin-top:18px;padding:12px 16px}summary{cursor:pointer;font-weight:600}
 details .scroll{margin-top:12px;border:0}
 pre{overflow:auto;font-size:12px;line-height:1.45;color:var(--soft)}

@@ -17,25 +17,31 @@ from pathlib import Path
 from typing import Any
 
 from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE, UserError
+from robofactory.evaluation.failures import STAGES
 
-SUCCESS, FAILURE, CRASH = "success", "failure", "crash"
+SUCCESS, FAILURE, CRASH, TIME_OUT = "success", "failure", "crash", "timeout"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
     """One episode.
 
-    outcome: "success" (the task's honest test), "failure" (the step limit came first) or "crash" (an exception in the
-        simulator or the policy: says nothing about the policy, and is counted in no rate).
+    outcome: "success" (the task's honest test), "failure" (the step limit came first), "crash" (an exception in the
+        simulator or the policy) or "timeout" (nothing came back within the wall-clock limit, and the process was
+        killed). The last two say nothing about the policy and are counted in no rate.
     seconds: wall time with rendering, video and policy.
     success_robofactory: RoboFactory's own, looser test was met at some step.
     phases: what the expert would do next, one per agent, at the last step.
+    failed_at: the part of the task where a failure ended, one of `failures.STAGES` per agent; else empty.
     reason: why it was no success, in words; for a crash the exception.
     measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
     policy_ms, passes_per_action: means over the policies' actions, of wall time (a batch's is shared among its actions)
         and of passes through the language layers; None when the expert drove every agent.
+    digest: sha256 over every state of the simulator, every picture a policy was shown and every action that was
+        executed: equal if all of them are, to the last bit; empty for what is not judged.
     video: path below the evaluation's directory.
     """
 
@@ -45,16 +51,27 @@ class EpisodeResult:
     seconds: float
     success_robofactory: bool
     phases: list[str]
+    failed_at: list[str]
     reason: str | None
     measures: dict[str, float]
     policy_ms: float | None
     passes_per_action: float | None
+    digest: str
     video: str | None
+
+    @property
+    def is_judged(self) -> bool:
+        """It ran to its end, so it says something about the policy."""
+        return self.outcome in (SUCCESS, FAILURE)
+
+    @property
+    def is_success(self) -> bool:
+        return self.outcome == SUCCESS
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that has to be the same for two evaluations to be comparable, and for one to be repeated."""
+    """All that decides what happens in the episodes: the same protocol on the same machine repeats them to the bit."""
 
     task: str
     policy: str
@@ -64,12 +81,15 @@ class Protocol:
     fingerprints: list[str | None]  # per agent: of preprocessing and statistics
     weights: list[str | None]  # per agent: sha256 over the weight files
     first_seed: int
-    num_episodes: int
+    num_episodes: int  # at most, with `until`
+    until: float | None  # stop once the 95 % interval is no wider than this to each side, in points
     max_steps: int
     temperature: float
     batch_size: int  # episodes that the policies answer together; the size changes how sums are rounded
-    scene: str  # YAML, as it was simulated
+    ablation: str | None  # what `ablations.py` changes in these episodes
+    scene: str  # YAML, before the ablation
     renderer: str
+    device: str  # where the policies run: what decides how their sums are rounded
     versions: dict[str, str]
 
     @property
@@ -86,6 +106,10 @@ class Protocol:
         named = ", ".join(str(agent) for agent in learned)
         return f"Agent {named} by its learned policy, the expert beside it"
 
+    def differences(self, other: "Protocol") -> list[str]:
+        """The names of the fields that another one has otherwise."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -94,7 +118,32 @@ class Evaluation:
 
     @property
     def is_complete(self) -> bool:
-        return {episode.seed for episode in self.episodes} == set(self.protocol.seeds)
+        stopped = self.stopped
+        return self.seeds == (list(self.protocol.seeds) if stopped is None else stopped.seeds)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that were played."""
+        return [episode.seed for episode in self.episodes]
+
+    @property
+    def stopped(self) -> "Evaluation | None":
+        """Up to the first seed after which `until` is met; None while it is not.
+
+        A question of the seeds in their order: it does not matter which episodes ended first, and what was played
+        beyond is no part of the evaluation.
+        """
+        if self.protocol.until is None:
+            return None
+        successes = trials = 0
+        for index, (episode, seed) in enumerate(zip(self.episodes, self.protocol.seeds, strict=False)):
+            if episode.seed != seed:
+                return None  # one before it is still being played
+            successes, trials = successes + episode.is_success, trials + episode.is_judged
+            low, high = wilson_interval(successes, trials)
+            if 100 * (high - low) / 2 <= self.protocol.until:
+                return Evaluation(self.protocol, self.episodes[: index + 1])
+        return None
 
     def count(self, outcome: str) -> int:
         return sum(episode.outcome == outcome for episode in self.episodes)
@@ -102,7 +151,7 @@ class Evaluation:
     @property
     def judged(self) -> list[EpisodeResult]:
         """The episodes that ran to their end: those a rate is a rate of."""
-        return [episode for episode in self.episodes if episode.outcome != CRASH]
+        return [episode for episode in self.episodes if episode.is_judged]
 
     def summary(self) -> dict[str, Any]:
         """Rates with 95 % intervals, means over the judged episodes, and why the others failed."""
@@ -115,6 +164,7 @@ class Evaluation:
             "successes": self.count(SUCCESS),
             "failures": self.count(FAILURE),
             "crashes": self.count(CRASH),
+            "timeouts": self.count(TIME_OUT),
             "success": _rate(self.count(SUCCESS), len(judged)),
             "success_robofactory": _rate(robofactory, len(judged)),
             "mean_steps": _mean([episode.steps for episode in judged]),
@@ -126,8 +176,18 @@ class Evaluation:
             "failed_in_phases": dict(
                 Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE).most_common()
             ),
-            "crashed_because": dict(Counter(e.reason for e in self.episodes if e.outcome == CRASH).most_common()),
+            "failed_at": failed_at(judged, len(self.protocol.drivers)),
+            "crashed_because": dict(Counter(e.reason for e in self.episodes if not e.is_judged).most_common()),
         }
+
+
+def failed_at(episodes: Sequence[EpisodeResult], num_agents: int) -> dict[str, list[int]]:
+    """Stage -> how many failures ended there, of each agent; stages where some did, in the order of the task."""
+    failures = [episode for episode in episodes if episode.outcome == FAILURE]
+    counts = {
+        stage: [sum(e.failed_at[agent] == stage for e in failures) for agent in range(num_agents)] for stage in STAGES
+    }
+    return {stage: numbers for stage, numbers in counts.items() if any(numbers)}
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -139,14 +199,21 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     assert 0 <= successes <= trials, (successes, trials)
     if trials == 0:
         return 0.0, 1.0
-    z = 1.959963984540054  # the 97.5 % point of the standard normal
     rate = successes / trials
-    centre = rate + z**2 / (2 * trials)
-    half_width = z * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
+    centre = rate + Z_95**2 / (2 * trials)
+    half_width = Z_95 * math.sqrt(rate * (1 - rate) / trials + Z_95**2 / (4 * trials**2))
+    scale = 1 + Z_95**2 / trials
     low = 0.0 if successes == 0 else (centre - half_width) / scale  # exact at the ends, no rounding residue
     high = 1.0 if successes == trials else (centre + half_width) / scale
     return low, high
+
+
+def episodes_enough(half_width: float) -> int:
+    """So many judged episodes make the 95 % interval no wider than this many points to each side, whatever the rate.
+
+    Wilson's interval is widest at a rate of 1/2, and there z / (2 sqrt(n + z^2)) to each side.
+    """
+    return max(1, math.ceil(Z_95**2 * (2500 / half_width**2 - 1)))
 
 
 def require_unseen_seeds(first_seed: int, num_episodes: int) -> None:
@@ -165,6 +232,18 @@ def renderer() -> str:
 
     summary = sapien.render.get_device_summary().strip().splitlines()
     return summary[0].strip() if summary else "none"
+
+
+def device_name(device: str) -> str:
+    """The device with the name of its chip and its number of threads."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{device}, {models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

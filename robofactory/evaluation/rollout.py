@@ -1,8 +1,9 @@
-"""One episode: the simulator, who drives each agent, the video, and why it failed.
+"""One episode: the simulator, who drives each agent, what an ablation changes, and the video.
 
 An episode is a generator: it asks for the actions of learned policies and knows nothing of who answers.
 """
 
+import hashlib
 import math
 import os
 import time
@@ -15,14 +16,17 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
 from robofactory.config import SceneConfig
+from robofactory.evaluation import ablations
+from robofactory.evaluation.ablations import Ablation
+from robofactory.evaluation.failures import Progress, in_words
 from robofactory.evaluation.results import FAILURE, SUCCESS, VIDEOS, EpisodeResult
 from robofactory.shapes import Action, Observation
 
 EXPERT = "expert"
+NO_MEASURE = ("success", "success_robofactory", "elapsed_steps", "reached", "lifted", "level")  # told in other words
 TILE_HEIGHT = 192  # px in a video; smaller camera images are enlarged to about this, by a whole factor
 BAR, GAP = 18, 4  # px: height of a label, space between tiles
 BACKGROUND, TEXT = (24, 26, 31), (226, 230, 236)
@@ -36,6 +40,7 @@ class Plan:
     learned: list[int]  # the agents that policies drive; the scripted expert has the others
     directory: Path | None  # videos go below it; None: no videos
     num_threads: int
+    ablation: Ablation | None = None  # what is different in every episode
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,16 @@ class Rollout:
         names = [f"agent {k} ({'policy' if k in learned else EXPERT})" for k in range(self.plan.scene.num_agents)]
         info: dict[str, Any] = {}
         has_succeeded, has_succeeded_robofactory, steps = False, False, 0
-        has_held = np.zeros(len(names), bool)
-        # Physics built anew: without, contacts of the last episode change this one in the fourth digit.
+        progress, digest = Progress(len(names)), hashlib.sha256()
+        perturbation = ablations.begin(self.plan.ablation, self.plan.scene, learned, seed)
+        # Built anew, from this episode's scene; contacts of the last one would change this in the fourth digit.
+        env.unwrapped.config = perturbation.scene
         env.reset(seed=seed, options={"reconfigure": True})
         expert = make_expert(env)
         with EpisodeVideo(video, self.plan.scene.control_freq_hz, names) as film:
             while True:
-                observations = observe(env) if self.is_seen else []
+                digest.update(env.unwrapped.get_state().cpu().numpy().tobytes())
+                observations = perturbation.observe(observe(env)) if self.is_seen else []
                 film.add(observations, f"seed {seed}   step {steps}   {'success' if has_succeeded else ''}")
                 if has_succeeded or steps == self.plan.scene.max_episode_steps:
                     break
@@ -86,14 +94,19 @@ class Rollout:
                     answer = yield observations
                     for agent in learned:
                         actions[agent] = answer.actions[agent]
+                        for picture in observations[agent].images.values():
+                            digest.update(picture.tobytes())
                     policy_seconds += answer.seconds
                     num_passes += answer.num_passes
                     policy_calls += len(learned)
+                actions = perturbation.act(actions)
+                digest.update(np.stack(actions).tobytes())
                 _, _, _, _, info = env.step({f"panda-{k}": action for k, action in enumerate(actions)})
                 steps += 1
                 has_succeeded = bool(_number(info["success"]))
                 has_succeeded_robofactory |= bool(_number(info["success_robofactory"]))
-                has_held |= _per_agent(info["held"])
+                progress.see(info)
+        failed_at = [] if has_succeeded else progress.failed_at()
         return EpisodeResult(
             seed=seed,
             outcome=SUCCESS if has_succeeded else FAILURE,
@@ -101,10 +114,12 @@ class Rollout:
             seconds=round(time.perf_counter() - started, 3),
             success_robofactory=has_succeeded_robofactory,
             phases=list(expert.phases()),
-            reason=None if has_succeeded else why_failed(has_held, _per_agent(info["held"])),
+            failed_at=failed_at,
+            reason=None if has_succeeded else in_words(failed_at),
             measures=_measures(info),
             policy_ms=round(1000 * policy_seconds / policy_calls, 2) if policy_calls else None,
             passes_per_action=round(num_passes / policy_calls, 3) if policy_calls else None,
+            digest=digest.hexdigest(),
             video=None if video is None else video_name(seed),
         )
 
@@ -114,30 +129,9 @@ def video_name(seed: int) -> str:
     return f"{VIDEOS}/seed_{seed}.mp4"
 
 
-def why_failed(has_held: Bool[np.ndarray, " n"], holds: Bool[np.ndarray, " n"]) -> str:
-    """In words, for an episode that reached the step limit.
-
-    Args:
-        has_held: whether each agent held the object at any step.
-        holds: whether it does at the last.
-    """
-    if holds.all():
-        return "held by all, lifted too little"
-    reasons = [
-        f"agent {agent} {'dropped it' if before else 'never held it'}"
-        for agent, (before, now) in enumerate(zip(has_held, holds, strict=True))
-        if not now
-    ]
-    return ", ".join(reasons)
-
-
 def _number(value: Any) -> float:
     """The first element of what ManiSkill batches over environments (a tensor [1], an array or a plain number)."""
     return float(np.asarray(value).reshape(-1)[0])
-
-
-def _per_agent(value: Any) -> Bool[np.ndarray, " n"]:
-    return np.asarray(value).reshape(-1).astype(bool)
 
 
 def _measures(info: dict[str, Any]) -> dict[str, float]:
@@ -145,7 +139,7 @@ def _measures(info: dict[str, Any]) -> dict[str, float]:
     measures: dict[str, float] = {}
     for key, value in info.items():
         numbers = np.asarray(value).reshape(-1)
-        if key not in ("success", "success_robofactory", "elapsed_steps") and numbers.dtype.kind in "fiub":
+        if key not in NO_MEASURE and numbers.dtype.kind in "fiub":
             names = [key] if len(numbers) == 1 else [f"{key}_{index}" for index in range(len(numbers))]
             measures |= {n: round(float(x), 5) for n, x in zip(names, numbers, strict=True) if math.isfinite(x)}
     return measures

@@ -1,4 +1,4 @@
-"""Episodes in parallel processes, any of which may crash without ending the evaluation; one process has the policies.
+"""Episodes in parallel processes, any of which may crash or hang and end nothing else; one process has the policies.
 
 An episode is played at a seat: a simulator in a worker process. It asks this process what the policies do next. The
 seats are in two groups, each of which asks in one batch, so that the one steps while the other is answered. Which
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from robofactory.config import UserError
-from robofactory.evaluation.results import CRASH, EpisodeResult
+from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 
 if TYPE_CHECKING:
     from robofactory.evaluation.rollout import Answer, Play
@@ -31,20 +31,21 @@ Setup = Callable[[], Callable[[int, int], "Play"]]
 
 
 def play_episodes(
-    setup: Setup, seeds: Sequence[int], num_workers: int, policies: "Policies | None" = None
+    setup: Setup, seeds: Sequence[int], num_workers: int, time_limit_s: float, policies: "Policies | None" = None
 ) -> Iterator[EpisodeResult]:
     """Episodes in the order they end, played in parallel.
 
     An exception in an episode ends its process, and is reported as that episode's crash; so is the death of a process
-    (a fault in a driver, no memory left) while it steps. A fresh process takes the next seed, and plays the other
-    episodes of the old one again from their start.
+    (a fault in a driver, no memory left) while it steps. A process that has something to do and says nothing for
+    `time_limit_s` is killed, and the episode that it was to step has timed out. A fresh process takes the next seed, and
+    plays the other episodes of the old one again from their start.
 
     Args:
         setup: called in every process (it is pickled); what it returns plays a seed at a seat.
         seeds: each once.
         policies: answer the episodes' questions, and say how many there are at a time; None: they have none.
     Raises:
-        UserError: `setup` failed: no episode could be played at all.
+        UserError: `setup` failed or hangs: no episode could be played at all.
     """
     num_rows = 1 if policies is None else policies.num_rows
     num_seats = num_workers if policies is None else NUM_GROUPS * num_rows
@@ -57,9 +58,11 @@ def play_episodes(
     ]
     try:
         while workers:
-            pipes = wait([worker.pipe for worker in workers])
-            for worker in [worker for worker in workers if worker.pipe in pipes]:
-                kind, seat, content = worker.receive()
+            patience_s = time_limit_s - max(worker.silence_s for worker in workers)
+            pipes = wait([worker.pipe for worker in workers], max(0.0, patience_s))
+            hanging = [each for each in workers if each.pipe not in pipes and each.silence_s > time_limit_s]
+            for worker in [*(worker for worker in workers if worker.pipe in pipes), *hanging]:
+                kind, seat, content = worker.kill(time_limit_s) if worker in hanging else worker.receive()
                 if kind == "setup failed":
                     raise UserError(f"the simulator or the policies could not be set up: {content}")
                 if kind == "user error":
@@ -68,9 +71,9 @@ def play_episodes(
                     assert seat is not None
                     seat.question = content
                     continue
-                if kind == "crash":
+                if kind in (CRASH, TIME_OUT):
                     assert seat is not None and seat.seed is not None
-                    yield crash(seat.seed, time.perf_counter() - seat.started, content)
+                    yield lost(seat.seed, kind, time.perf_counter() - seat.started, content)
                     for other in worker.seats:
                         if other is not seat and other.seed is not None:
                             queues[other.row].appendleft(other.seed)
@@ -96,9 +99,9 @@ def play_episodes(
             worker.process.terminate()
 
 
-def crash(seed: int, seconds: float, message: str) -> EpisodeResult:
-    """The record of an episode that an exception ended."""
-    return EpisodeResult(seed, CRASH, 0, round(seconds, 3), False, [], message, {}, None, None, None)
+def lost(seed: int, outcome: str, seconds: float, message: str) -> EpisodeResult:
+    """The record of an episode that did not come to its end: a crash or a time-out."""
+    return EpisodeResult(seed, outcome, 0, round(seconds, 3), False, [], [], message, {}, None, None, "", None)
 
 
 class _Seat:
@@ -155,12 +158,15 @@ class _Worker:
         self.seats = seats
         self.is_ready = False
         self.told: list[_Seat] = []  # seats that it has to step, in the order in which it does
+        self.heard = time.perf_counter()  # when it last said something, or was told something after it had waited
 
     def play(self, seat: _Seat, seed: int) -> None:
         seat.take(seed)
         self.tell(seat, seed)
 
     def tell(self, seat: _Seat, content: "int | Answer") -> None:
+        if not self.told:
+            self.heard = time.perf_counter()
         self.told.append(seat)
         with contextlib.suppress(ConnectionError):  # it is dead: `receive` will say so
             self.pipe.send((seat.number, content))
@@ -170,15 +176,28 @@ class _Worker:
             self.process.terminate()
         self.process.join()
 
+    @property
+    def silence_s(self) -> float:
+        """How long it has been silent with something to do: to set up, or to step a seat."""
+        return time.perf_counter() - self.heard if self.told or not self.is_ready else 0.0
+
+    def kill(self, time_limit_s: float) -> tuple[str, _Seat | None, Any]:
+        """End it although it may listen to no signal; what there is to say in its place, as of `receive`."""
+        self.process.kill()
+        self.process.join()
+        message = f"no answer within {time_limit_s:g} s"
+        return (TIME_OUT, self.told.pop(0), message) if self.is_ready else ("setup failed", None, message)
+
     def receive(self) -> tuple[str, _Seat | None, Any]:
         """What kind of news, of which seat, and what it is."""
+        self.heard = time.perf_counter()
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
             died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            kind, content = "crash" if self.is_ready else "setup failed", f"the process died ({died})"
+            kind, content = CRASH if self.is_ready else "setup failed", f"the process died ({died})"
         if kind in ("ready", "setup failed", "user error"):
             self.is_ready = kind == "ready"
             return kind, None, content
@@ -199,7 +218,7 @@ def _serve(pipe: Connection, setup: Setup) -> None:
             seat, content = pipe.recv()
         except EOFError:  # the parent is gone
             return
-        with _Reported(pipe, "crash"):
+        with _Reported(pipe, CRASH):
             try:
                 if isinstance(content, int):
                     episodes[seat] = start(seat, content)

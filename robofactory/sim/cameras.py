@@ -3,13 +3,16 @@
 # SAPIEN's and ManiSkill's annotations are narrower than what they accept.
 # pyright: reportArgumentType=false
 
+import dataclasses
+
 import numpy as np
 import sapien
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from mani_skill.sensors.camera import Camera
 from mani_skill.sensors.camera import CameraConfig as SensorConfig
 from mani_skill.utils import sapien_utils
+from transforms3d.quaternions import axangle2quat, qmult
 
 from robofactory.config import CameraConfig, SceneConfig
 
@@ -27,14 +30,10 @@ def rendered_cameras(scene: SceneConfig) -> list[CameraConfig]:
 
 def sensor_config(camera: CameraConfig, links: list, shader: str) -> SensorConfig:
     """ManiSkill's description of one camera; `links` are those of the robot it is mounted on."""
-    if camera.target is not None:
-        pose = sapien_utils.look_at(camera.position, camera.target)
-    else:
-        pose = sapien.Pose(camera.position, camera.quaternion)
     mount = sapien_utils.get_obj_by_name(links, camera.mount_link) if camera.mount_link else None
     return SensorConfig(
         uid=camera.uid,
-        pose=pose,
+        pose=camera_pose(camera),
         width=camera.width,
         height=camera.height,
         fov=camera.fov_rad,
@@ -43,6 +42,28 @@ def sensor_config(camera: CameraConfig, links: list, shader: str) -> SensorConfi
         shader_pack=shader,
         mount=mount,
     )
+
+
+def camera_pose(camera: CameraConfig) -> sapien.Pose:
+    """In the world, or in the frame of the link it is mounted on."""
+    if camera.target is not None:
+        return sapien_utils.look_at(camera.position, camera.target).sp
+    return sapien.Pose(camera.position, camera.quaternion)
+
+
+def moved(
+    camera: CameraConfig, shift_m: Float64[np.ndarray, " 3"], turn_rad: Float64[np.ndarray, " 3"]
+) -> CameraConfig:
+    """The camera elsewhere: shifted, and turned about itself.
+
+    Args:
+        shift_m: in the frame its position is given in.
+        turn_rad: the axis in that frame, as long as the angle.
+    """
+    pose, angle = camera_pose(camera), np.linalg.norm(turn_rad)
+    turn = axangle2quat(turn_rad / angle, angle) if angle else np.array([1.0, 0.0, 0.0, 0.0])
+    position, quaternion = (pose.p + shift_m).tolist(), qmult(turn, pose.q).tolist()
+    return dataclasses.replace(camera, position=position, quaternion=quaternion, target=None)
 
 
 def take_pictures(cameras: dict[str, Camera]) -> dict[str, UInt8[torch.Tensor, "b h w 3"]]:

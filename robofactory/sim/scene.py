@@ -67,9 +67,9 @@ class TableEnv(BaseEnv):
         super()._load_agent(options, self._robot_poses())
 
     def _load_lighting(self, options):
-        self.scene.set_ambient_light([0.4, 0.4, 0.4])  # RoboFactory's light; without shadows, they cost three times
-        self.scene.add_directional_light([1, 1, -1], [1, 1, 1])
-        self.scene.add_directional_light([0, 0, -1], [1, 1, 1])
+        self.scene.set_ambient_light(self.config.lighting.ambient_rgb)
+        for lamp in self.config.lighting.lamps:
+            self.scene.add_directional_light(lamp.direction, lamp.rgb)
 
     def _load_scene(self, options):
         self._build_table()

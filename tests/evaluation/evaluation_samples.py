@@ -21,8 +21,9 @@ def sample_evaluation(outcomes: list[str], checkpoint: str = "/runs/LiftBarrier-
     protocol = Protocol(
         task=TASK, policy="openvla", checkpoint="epoch_8", drivers=["openvla", "expert"],
         checkpoints=[checkpoint, None], fingerprints=["ab" * 32, None], weights=["cd" * 32, None],
-        first_seed=10_000, num_episodes=len(outcomes), max_steps=300, temperature=0.0, batch_size=4,
-        scene=to_yaml(sample_scene()), renderer="llvmpipe", versions={"torch": "2.14.1"},
+        first_seed=10_000, num_episodes=len(outcomes), until=None, max_steps=300, temperature=0.0, batch_size=4,
+        ablation=None, scene=to_yaml(sample_scene()), renderer="llvmpipe", device="cpu, some chip, 1 threads",
+        versions={"torch": "2.14.1"},
     )  # fmt: skip
     return Evaluation(protocol, [sample_episode(10_000 + k, outcome) for k, outcome in enumerate(outcomes)])
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
-from worker_samples import play_with_trouble, sample_episode
+from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
 
 from robofactory.config import UserError, find_checkpoints, look_of, to_yaml, with_look
-from robofactory.evaluation import evaluate, results
+from robofactory.evaluation import evaluate, playing, results
+from robofactory.evaluation.ablations import Ablation
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
 
 
@@ -99,6 +100,11 @@ def test_a_path_may_stand_for_every_agent(home):
         (["--task", TASK, "--policy", "expert", "--partner", "expert", "--agent_id", "0"], "every agent already"),
         (["--task", TASK, "--checkpoint", "epoch_1"], "has no trained policy"),
         (["--task", TASK, "succes.max_tilt_deg=5"], "unknown key"),
+        (["--task", TASK, "--until", "±0"], "--until ±0: expected points above 0 and at most 50, such as ±5"),
+        (["--task", TASK, "--until", "narrow"], "--until narrow: expected points"),
+        (["--task", TASK, "--time_limit", "0"], "--time_limit 0: must be above 0"),
+        (["--task", TASK, "--ablate", "blackout=left"], "no view 'left'; it has side, overhead, wrist"),
+        (["--task", TASK, "--policy", "expert", "--ablate", "light"], "the expert looks at no pictures"),
     ],
 )
 def test_a_mistake_is_one_line(home, arguments, message):
@@ -148,8 +154,8 @@ def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     protocol = numbered(5)
     done = [dataclasses.replace(sample_episode(0), steps=11), dataclasses.replace(sample_episode(3), steps=12)]
     results.save(results.Evaluation(protocol, done), tmp_path)
-    found = evaluate.episodes_played(tmp_path, protocol)
-    evaluation = evaluate.play(protocol, found, tmp_path, play_with_trouble, num_workers=1)
+    found = playing.episodes_played(tmp_path, protocol)
+    evaluation = playing.play_missing(protocol, found, tmp_path, play_with_trouble, num_workers=1, time_limit_s=60.0)
     assert [(e.seed, e.outcome) for e in evaluation.episodes] == [
         (0, SUCCESS), (1, CRASH), (2, FAILURE), (3, SUCCESS), (4, SUCCESS)
     ]  # fmt: skip
@@ -161,12 +167,47 @@ def test_another_policy_starts_over_and_a_complete_evaluation_is_kept(tmp_path):
     protocol = numbered(2)
     results.save(results.Evaluation(protocol, [sample_episode(0)]), tmp_path)
     retrained = dataclasses.replace(protocol, weights=["ef" * 32, None])
-    assert evaluate.episodes_played(tmp_path, retrained) == []
-    assert len(evaluate.episodes_played(tmp_path, protocol)) == 1
+    assert playing.episodes_played(tmp_path, retrained) == []
+    assert len(playing.episodes_played(tmp_path, protocol)) == 1
     results.save(results.Evaluation(protocol, [sample_episode(0), sample_episode(1)]), tmp_path)
-    assert len(evaluate.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
+    assert len(playing.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
         "a complete one is not played again"
     )
+
+
+def test_an_evaluation_until_it_knows_ends_at_the_same_seed_however_fast_its_workers_are(tmp_path):
+    """Odd seeds fail at once and are ahead; even ones succeed later: 21 episodes make it ±20 at a rate of 1/2."""
+    protocol = dataclasses.replace(numbered(60), until=20.0)
+    for num_workers in (1, 2):
+        evaluation = playing.play_missing(protocol, [], tmp_path, play_by_turns, num_workers, 60.0)
+        assert evaluation.seeds == list(range(21)) and evaluation.is_complete
+        assert results.load(tmp_path) == evaluation
+    again = playing.play_missing(
+        protocol, playing.episodes_played(tmp_path, protocol), tmp_path, fail_to_set_up, 1, 60.0
+    )
+    assert again == evaluation, "nothing is left to play"
+
+
+@pytest.mark.parametrize(("text", "points"), [("±5", 5.0), ("5", 5.0), ("2.5", 2.5)])
+def test_until_takes_points_with_and_without_the_sign(text, points):
+    assert evaluate.parse_arguments(["--task", TASK, "--until", text]).until == points
+
+
+def test_what_is_replaced_says_why(tmp_path, capsys):
+    results.save(results.Evaluation(numbered(1), [sample_episode(0)]), tmp_path)
+    assert (
+        playing.episodes_played(tmp_path, dataclasses.replace(numbered(1), device="cpu, another", temperature=1.0))
+        == []
+    )
+    assert "an evaluation that differs in temperature, device; it is replaced" in capsys.readouterr().out
+
+
+def test_more_episodes_or_a_narrower_interval_go_on_from_those_that_were_played(tmp_path):
+    done = [sample_episode(seed) for seed in range(3)]
+    results.save(results.Evaluation(numbered(3), done), tmp_path)
+    for asked in (numbered(5), dataclasses.replace(numbered(400), until=5.0)):
+        assert playing.episodes_played(tmp_path, asked) == done
+    assert playing.episodes_played(tmp_path, numbered(2)) == done[:2]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +217,7 @@ def test_another_policy_starts_over_and_a_complete_evaluation_is_kept(tmp_path):
 def test_videos_of_failures_are_kept_before_successes(tmp_path, num_videos, kept):
     evaluation = sample_evaluation([SUCCESS, FAILURE, SUCCESS, FAILURE, SUCCESS, FAILURE])
     episodes = [dataclasses.replace(e, video=film(tmp_path, e.seed, 1)) for e in evaluation.episodes]
-    evaluation = evaluate.keep_videos(dataclasses.replace(evaluation, episodes=episodes), tmp_path, num_videos)
+    evaluation = playing.keep_videos(dataclasses.replace(evaluation, episodes=episodes), tmp_path, num_videos)
     on_disk = sorted(int(path.stem.removeprefix("seed_")) for path in (tmp_path / "videos").iterdir())
     assert on_disk == kept
     assert [episode.seed for episode in evaluation.episodes if episode.video] == kept
@@ -207,14 +248,17 @@ def test_an_episode_does_not_depend_on_what_its_worker_played_before():
 
     play = Rollout(Plan(sample_scene("visual_detail=low"), [], None, 1))
 
-    def outcome(seed: int) -> tuple[int, dict[str, float]]:
+    def outcome(seed: int) -> results.EpisodeResult:
         with pytest.raises(StopIteration) as end:
             next(play(0, seed))
-        return end.value.value.steps, end.value.value.measures
+        return dataclasses.replace(end.value.value, seconds=0.0)
 
     alone = outcome(10_004)
     outcome(10_002)
     assert outcome(10_004) == alone
+    play.plan = dataclasses.replace(play.plan, ablation=Ablation("action_delay_steps", "1"))
+    late = outcome(10_004)
+    assert late.digest != alone.digest and late.steps > alone.steps, "an ablation of actions reaches the simulator"
 
 
 @pytest.mark.sim

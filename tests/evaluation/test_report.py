@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from evaluation_samples import film, sample_evaluation
 
-from robofactory.evaluation import report, results
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
+from robofactory.evaluation import paired_report, report, results
+from robofactory.evaluation.ablations import ABLATIONS
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT
 
 VOID = {"meta", "br", "link", "img", "circle", "path"}
 
@@ -110,12 +111,65 @@ def test_a_report_without_training_metrics_is_whole(root, tmp_path):
 
 
 def test_the_terminal_gets_both_tests_the_interval_and_the_crashes():
-    text = report.as_text(sample_evaluation([SUCCESS, SUCCESS, FAILURE, CRASH])).replace("\u00a0", " ")
+    evaluation = sample_evaluation([SUCCESS, SUCCESS, FAILURE, CRASH, TIME_OUT])
+    text = report.as_text(evaluation).replace("\u00a0", " ")
     assert "2/3 = 67 %, 95 % interval 21 to 94 %" in text
     assert "success_robofactory  3/3 = 100 %" in text
     assert "1 x agent 0 never held it" in text
     assert "CRASHED              1 episodes, counted in no rate" in text
+    assert "TIMED OUT            1 episodes, counted in no rate" in text and "1 x no answer within 600 s" in text
+    assert re.search(r"failed at +agent 0 +agent 1\n    never held +1 +0\n    did its part +0 +1\n", text)
     assert "31 ms, 2.75 passes" in text
+
+
+def test_an_evaluation_that_stopped_early_says_so_and_what_it_means():
+    evaluation = sample_evaluation([SUCCESS] * 35)
+    protocol = dataclasses.replace(evaluation.protocol, until=5.0, num_episodes=381)
+    text = report.as_text(results.Evaluation(protocol, evaluation.episodes))
+    assert "seeds 10000..10034, at most 300 steps" in text
+    assert "within ±5 points; as it decides itself when to stop, it covers the true rate a little less often" in text
+    assert "stopped early" not in report.as_text(evaluation)
+
+
+# -------------------------------------------------------------------------------------------------------- ablations
+
+
+@pytest.fixture
+def ablated(root: Path) -> Path:
+    """The evaluation of `all_agents` with 12 episodes and two ablations; a third is of other weights."""
+    directory = root / "all_agents"
+    outcomes = {None: [SUCCESS] * 10 + [FAILURE, CRASH], "blackout=wrist": [FAILURE] * 11 + [SUCCESS]}
+    outcomes |= {"light=0.5": [SUCCESS] * 11 + [CRASH], "freeze=side": [FAILURE] * 12}
+    for name, each in outcomes.items():
+        evaluation = sample_evaluation(each)
+        weights = ["00" * 32, None] if name == "freeze=side" else evaluation.protocol.weights
+        protocol = dataclasses.replace(evaluation.protocol, ablation=name, weights=weights)
+        below = directory / ABLATIONS / name if name else directory
+        results.save(results.Evaluation(protocol, evaluation.episodes), below)
+    return root
+
+
+def test_ablations_are_one_table_of_rates_lost_and_won_layouts_and_mcnemars_p(ablated):
+    directory = ablated / "all_agents"
+    baseline = results.load(directory)
+    others = paired_report.ablations_of(directory, baseline)
+    assert [each.protocol.ablation for each in others] == ["blackout=wrist", "light=0.5"], "the worst first"
+    lines = paired_report.as_text(baseline, others).replace("\u00a0", " ").splitlines()
+    plain, wrist = (" ".join(line.split()) for line in lines[1:3])
+    assert plain == "baseline 10/11 = 91 %, 95 % interval 62 to 98 %"
+    assert wrist == "blackout=wrist 10 0 0.002 1/12 = 8 %, 95 % interval 1 to 35 %; layouts left out: 1"
+    assert lines[3].split()[:4] == ["light=0.5", "0", "1", "1"]
+
+
+def test_the_report_draws_each_ablation_on_its_interval_beside_the_baseline(ablated):
+    text = report.write_report_of_root(ablated).read_text()
+    page = Page(text)
+    assert "blackout=wrist" in page.text and "freeze=side" not in page.text, "other weights are no ablation of these"
+    assert "baseline better than blackout=wrist, p = 0.002, 11 pairs" in page.text
+    dots = [attributes for tag, attributes in page.elements if tag == "circle" and attributes.get("class") == "rate"]
+    across = [float(str(dot["cx"])) for dot in dots]
+    assert len(across) == 3 and across[1] < across[0] < across[2], "8 %, 91 % and 100 %"
+    assert sum(tag == "article" for tag, _ in page.elements) == 2, "an ablation is no evaluation of its own"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from evaluation_samples import sample_evaluation
 
 from robofactory.config import UserError
 from robofactory.evaluation import results
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, wilson_interval
+from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, episodes_enough, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -28,15 +30,74 @@ def test_no_trials_say_nothing():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_a_crash_is_no_failure_and_is_in_no_rate():
-    summary = sample_evaluation([SUCCESS, SUCCESS, SUCCESS, FAILURE, CRASH]).summary()
-    assert (summary["successes"], summary["failures"], summary["crashes"]) == (3, 1, 1)
+def test_a_crash_and_a_time_out_are_no_failures_and_are_in_no_rate():
+    summary = sample_evaluation([SUCCESS, SUCCESS, SUCCESS, FAILURE, CRASH, TIME_OUT]).summary()
+    counts = [summary[name] for name in ("successes", "failures", "crashes", "timeouts")]
+    assert counts == [3, 1, 1, 1]
     assert summary["success"]["of"] == 4
     assert summary["success"]["rate"] == 0.75
     assert summary["success"]["interval_95"] == list(wilson_interval(3, 4))
     assert summary["mean_steps"] == 70, "the crash's 0 steps must not be averaged in"
     assert summary["failed_because"] == {"agent 0 never held it": 1}
-    assert summary["crashed_because"] == {"RuntimeError: <the simulator> & its driver": 1}
+    assert summary["failed_at"] == {NEVER_HELD: [1, 0], DID_ITS_PART: [0, 1]}
+    assert set(summary["crashed_because"]) == {"RuntimeError: <the simulator> & its driver", "no answer within 600 s"}
+
+
+# ------------------------------------------------------------------------------------------------------------ until
+
+
+def until(points: float, outcomes: list[str], num_episodes: int = 400) -> results.Evaluation:
+    evaluation = sample_evaluation(outcomes)
+    protocol = dataclasses.replace(evaluation.protocol, until=points, num_episodes=num_episodes)
+    return results.Evaluation(protocol, evaluation.episodes)
+
+
+def test_it_stops_at_the_first_seed_that_makes_the_interval_narrow_enough():
+    """35 of 35 is the first whole success with 5 points to each side: 1 - 35 / (35 + z^2) = 0.0989 wide."""
+    assert until(5.0, [SUCCESS] * 34).stopped is None and not until(5.0, [SUCCESS] * 34).is_complete
+    stopped = until(5.0, [SUCCESS] * 50).stopped
+    assert stopped is not None and stopped.seeds == list(range(10_000, 10_035)) and stopped.is_complete
+    assert not until(5.0, [SUCCESS] * 50).is_complete, "what was played beyond is no part of it"
+
+
+def test_where_it_stops_does_not_depend_on_which_episodes_ended_first():
+    whole = until(20.0, [SUCCESS, FAILURE, SUCCESS, FAILURE] * 8)
+    late = results.Evaluation(whole.protocol, [e for e in whole.episodes if e.seed != 10_003])
+    assert late.stopped is None, "it may only decide once 10003 has ended"
+    assert whole.stopped is not None and len(whole.stopped.episodes) == episodes_enough(20.0) == 21
+
+
+def test_crashes_make_no_interval_narrower():
+    stopped = until(5.0, [CRASH] * 3 + [SUCCESS] * 40).stopped
+    assert stopped is not None and len(stopped.episodes) == 38
+
+
+@pytest.mark.parametrize("points", [1.0, 3.0, 5.0, 20.0, 50.0])
+def test_the_default_maximum_is_enough_for_every_rate_and_no_more(points):
+    enough = episodes_enough(points)
+    widths = [high - low for low, high in (wilson_interval(k, enough) for k in range(enough + 1))]
+    assert max(widths) * 50 <= points + 1e-9
+    if enough > 2:
+        low, high = wilson_interval((enough - 2) // 2, 2 * ((enough - 2) // 2))
+        assert (high - low) * 50 > points
+
+
+def test_what_the_report_says_of_intervals_that_decide_when_to_stop():
+    """Exactly, by the distribution of the number of successes after every episode: 93.2 % and 94.2 % at the worst."""
+    enough, rates = episodes_enough(5.0), np.arange(0.05, 0.951, 0.01)[:, None]
+    coverage = {"until": np.zeros(len(rates)), "fixed": np.zeros(len(rates))}
+    mass = {how: np.ones((len(rates), 1)) for how in coverage}  # of each number of successes, while it goes on
+    for n in range(1, enough + 1):
+        low, high = np.array([wilson_interval(k, n) for k in range(n + 1)]).T
+        for how in coverage:
+            grown = np.pad(mass[how] * (1 - rates), ((0, 0), (0, 1))) + np.pad(mass[how] * rates, ((0, 0), (1, 0)))
+            ends = (50 * (high - low) <= 5.0) & (how == "until") | (n == enough)
+            coverage[how] += (grown * (ends & (low <= rates) & (rates <= high))).sum(axis=1)
+            mass[how] = np.where(ends, 0.0, grown)
+    assert round(coverage["until"].min(), 2) == 0.93 and round(coverage["fixed"].min(), 2) == 0.94
+
+
+# ------------------------------------------------------------------------------------------------------------ files
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
@@ -48,14 +109,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 def test_the_files_hold_what_the_readme_promises(tmp_path):
     results.save(sample_evaluation([SUCCESS, CRASH]), tmp_path)
     episode, crash = json.loads((tmp_path / "episodes.json").read_text())
-    names = "seed outcome steps seconds success_robofactory phases reason measures policy_ms passes_per_action video"
-    assert set(episode) == set(names.split())
+    names = "seed outcome steps seconds success_robofactory phases failed_at reason measures policy_ms"
+    assert set(episode) == set(names.split()) | {"passes_per_action", "digest", "video"}
     assert (episode["seed"], episode["outcome"], crash["outcome"]) == (10_000, "success", "crash")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {"format_version", "complete", "title", "results", "protocol"}
-    assert {"task", "scene", "first_seed", "num_episodes", "fingerprints", "weights", "versions", "renderer"} <= set(
-        summary["protocol"]
-    )
+    decides = "task scene first_seed num_episodes fingerprints weights versions renderer device ablation max_steps"
+    assert set(decides.split()) <= set(summary["protocol"])
     assert not list(tmp_path.glob(".*")), "temporary files stay behind"
 
 

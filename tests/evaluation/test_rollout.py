@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from evaluation_samples import film, sample_observations
 
-from robofactory.evaluation.rollout import EpisodeVideo, why_failed
+from robofactory.evaluation.rollout import EpisodeVideo
 
 
 def test_a_video_has_every_frame_all_agents_and_all_views(tmp_path):
@@ -32,12 +32,3 @@ def test_a_crashed_episode_leaves_the_video_up_to_the_crash(tmp_path):
     with av.open(str(tmp_path / "seed.mp4")) as container:
         assert len(list(container.decode(video=0))) == 1
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_failure_says_who_never_held_and_who_dropped():
-    def why(before: list[int], now: list[int]) -> str:
-        return why_failed(np.array(before, bool), np.array(now, bool))
-
-    assert why([0, 1], [0, 0]) == "agent 0 never held it, agent 1 dropped it"
-    assert why([1, 1], [1, 0]) == "agent 1 dropped it"
-    assert why([1, 1], [1, 1]) == "held by all, lifted too little"

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from functools import partial
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from worker_samples import (
     fail_to_set_up,
+    hang_in_set_up,
     play_all_well,
     play_asking,
     play_with_trouble,
@@ -17,7 +19,7 @@ from robofactory import checkpoint
 from robofactory.codec.codec import Codec
 from robofactory.codec.statistics import DatasetStatistics
 from robofactory.config import UserError, load_recipe
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
 from robofactory.evaluation.workers import play_episodes
 from robofactory.model import precision
 from robofactory.policy import Policies
@@ -37,18 +39,21 @@ def models():
     return {agent: checkpoint.build_model(recipe, codec).eval() for agent in (0, 1)}, {0: codec, 1: codec}
 
 
-def played(setup, seeds, num_workers, policies) -> dict[int, EpisodeResult]:
+PATIENT_S = 600.0
+
+
+def played(setup, seeds, num_workers, policies, time_limit_s=PATIENT_S) -> dict[int, EpisodeResult]:
     """By seed; without the times, which no two runs share."""
-    episodes = play_episodes(setup, seeds, num_workers, policies)
+    episodes = play_episodes(setup, seeds, num_workers, time_limit_s, policies)
     return {each.seed: dataclasses.replace(each, seconds=0.0, policy_ms=None) for each in episodes}
 
 
 def test_every_seed_is_played_once_by_any_number_of_workers():
-    assert sorted(episode.seed for episode in play_episodes(play_all_well, range(5), 2)) == [0, 1, 2, 3, 4]
+    assert sorted(episode.seed for episode in play_episodes(play_all_well, range(5), 2, PATIENT_S)) == [0, 1, 2, 3, 4]
 
 
 def test_an_exception_and_a_dying_process_are_crashes_and_do_not_stop_the_others(capfd):
-    episodes = {episode.seed: episode for episode in play_episodes(play_with_trouble, range(5), 1)}
+    episodes = {episode.seed: episode for episode in play_episodes(play_with_trouble, range(5), 1, PATIENT_S)}
     assert {seed: e.outcome for seed, e in episodes.items()} == {
         0: SUCCESS, 1: CRASH, 2: FAILURE, 3: CRASH, 4: SUCCESS
     }  # fmt: skip
@@ -72,6 +77,21 @@ def test_episodes_are_the_same_to_the_bit_whatever_the_timing_and_whoever_crashe
     assert "Traceback" in capfd.readouterr().err
 
 
+def test_an_episode_that_hangs_is_killed_and_timed_out_and_those_at_its_side_are_played_again(models):
+    policies = Policies(*models, num_rows=2, temperature=0.5)
+    started = time.perf_counter()
+    calm = played(partial(play_asking, False, 0.0), range(5), 1, policies)
+    limit_s = 2 + time.perf_counter() - started  # beginning a process and playing are within it, on any machine
+    hung = played(partial(play_asking, False, 0.0, 2), range(5), 1, policies, limit_s)
+    assert hung[2].outcome == TIME_OUT and hung[2].reason == f"no answer within {limit_s:g} s"
+    assert hung == calm | {2: hung[2]}
+
+
+def test_a_set_up_that_hangs_stops_the_evaluation_with_one_line():
+    with pytest.raises(UserError, match="could not be set up: no answer within 2 s"):
+        list(play_episodes(hang_in_set_up, range(3), 1, 2.0))
+
+
 def test_batches_play_what_single_questions_play(models, monkeypatch):
     """In float32, where two likeliest tokens are never as close as rounding."""
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
@@ -90,4 +110,4 @@ def test_batches_play_what_single_questions_play(models, monkeypatch):
 )
 def test_what_fails_for_every_episode_stops_the_evaluation_with_one_line(setup, message):
     with pytest.raises(UserError, match=message):
-        list(play_episodes(setup, range(3), 1))
+        list(play_episodes(setup, range(3), 1, PATIENT_S))

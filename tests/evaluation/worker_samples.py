@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robofactory.config import UserError
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, EpisodeResult
-from robofactory.evaluation.workers import crash
+from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
+from robofactory.evaluation.workers import lost
 
 if TYPE_CHECKING:
     from robofactory.evaluation.rollout import Play
 
 
 def sample_episode(seed: int, outcome: str = SUCCESS, video: str | None = None) -> EpisodeResult:
-    if outcome == CRASH:
-        return crash(seed, 1.0, "RuntimeError: <the simulator> & its driver")
-    reason = None if outcome == SUCCESS else "agent 0 never held it"
+    if outcome in (CRASH, TIME_OUT):
+        why = {CRASH: "RuntimeError: <the simulator> & its driver", TIME_OUT: "no answer within 600 s"}
+        return lost(seed, outcome, 1.0, why[outcome])
+    failed_at, reason = ([], None) if outcome == SUCCESS else ([NEVER_HELD, DID_ITS_PART], "agent 0 never held it")
     measures = {"end_height_m_0": 0.21, "end_height_m_1": 0.2, "tilt_deg": 1.5}
-    return EpisodeResult(seed, outcome, 70, 2.5, True, ["hold", "hold"], reason, measures, 31.0, 2.75, video)
+    return EpisodeResult(
+        seed, outcome, 70, 2.5, True, ["hold", "hold"], failed_at, reason, measures, 31.0, 2.75, "ef" * 32, video
+    )
 
 
 def play_all_well():
@@ -42,6 +46,17 @@ def play_with_trouble():
     return play
 
 
+def play_by_turns():
+    """Even seeds succeed and are slow, so that odd ones, which fail, are ahead of them."""
+
+    def play(seat: int, seed: int) -> "Play":
+        time.sleep(0.1 * (1 - seed % 2))
+        return sample_episode(seed, FAILURE if seed % 2 else SUCCESS)
+        yield []
+
+    return play
+
+
 def get_into_trouble(seed: int) -> None:
     if seed == 1:
         raise RuntimeError("the simulator\nexploded")
@@ -54,8 +69,11 @@ def get_into_trouble(seed: int) -> None:
 NUM_STEPS = 6
 
 
-def play_asking(has_trouble: bool, pause_s: float):
-    """Two agents add what they are answered to where they are; episodes are of different lengths and paces."""
+def play_asking(has_trouble: bool, pause_s: float, hanging_seed: int | None = None):
+    """Two agents add what they are answered to where they are; episodes are of different lengths and paces.
+
+    One may hang half way, and listens to no signal then.
+    """
 
     from robofactory.shapes import Observation
 
@@ -67,6 +85,9 @@ def play_asking(has_trouble: bool, pause_s: float):
         for step in range(steps):
             if has_trouble and step == NUM_STEPS // 2:
                 get_into_trouble(seed)
+            if seed == hanging_seed and step == NUM_STEPS // 2:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(3600)
             seen = [
                 Observation({"wrist": picture}, place, "lift") for picture, place in zip(pictures, places, strict=True)
             ]
@@ -75,9 +96,15 @@ def play_asking(has_trouble: bool, pause_s: float):
             places = np.clip(places + 0.1 * np.stack([answer.actions[agent] for agent in (0, 1)]), -1, 1)
             passes += answer.num_passes
         measures = {f"place_{k}": float(place) for k, place in enumerate(places.flatten())}
-        return EpisodeResult(seed, SUCCESS, steps, 0.0, True, [], None, measures, None, passes / (2 * steps), None)
+        return EpisodeResult(
+            seed, SUCCESS, steps, 0.0, True, [], [], None, measures, None, passes / (2 * steps), "", None
+        )
 
     return play
+
+
+def hang_in_set_up():
+    time.sleep(3600)
 
 
 def fail_to_set_up():

@@ -30,6 +30,7 @@ GRIP_X_M = (-0.222, 0.222)
 RAIL_Z_M = 0.0746
 RAIL_HALF_SIZE_M = (0.300, 0.012, 0.015)
 ENVELOPE_M = (0.600, 0.126, 0.090)
+REACHED_M = 0.05  # a hand this near its grip: as far as a finger opens, and one centimetre
 MESH = "objects/steel_barrier_annotated/textured.obj"  # in RoboFactory's assets, unit scale below
 MESH_SCALE = [0.6, 0.6, 0.2]
 
@@ -74,15 +75,20 @@ class LiftBarrierEnv(TableEnv):
             `max_tilt_deg`, each arm pressing both fingers on it, for `hold_steps` steps on end up to now.
         success_robofactory: its origin has been `robofactory_height_m` above the first robot's base, at any step.
             One arm alone can do that; for comparison only.
-        end_height_m [b, 2]: of each agent's end of the rail above its rest; tilt_deg [b]; held [b, 2];
+        end_height_m [b, 2]: of each agent's end of the rail above its rest; tilt_deg [b];
         hold_steps [b]: steps on end of all three so far.
+        reached, held, lifted [b, 2]: each agent's hand is at its grip, presses on it, its end is high enough;
+        level [b]: the tilt is below its limit.
         """
         limits = self.config.success
         matrix = self.barrier.pose.to_transformation_matrix()
-        end_height = grip_points(matrix)[..., 2] - self._rest_height
+        grips = grip_points(matrix)
+        end_height = grips[..., 2] - self._rest_height
+        hands = torch.stack([arm.tcp_pose.p for arm in self.arms], dim=1)
         tilt = torch.rad2deg(torch.acos(matrix[:, 2, 2].clamp(-1.0, 1.0)))
         held = self.holding(self.barrier, limits["min_finger_force_n"])
-        lifted = (end_height >= limits["lift_height_m"]).all(dim=1) & (tilt < limits["max_tilt_deg"]) & held.all(dim=1)
+        high, level = end_height >= limits["lift_height_m"], tilt < limits["max_tilt_deg"]
+        lifted = high.all(dim=1) & level & held.all(dim=1)
 
         stepped = self._elapsed_steps > self._streak_step  # counts a step once, however often it is asked about
         self._streak_step = self._elapsed_steps.clone()
@@ -94,7 +100,10 @@ class LiftBarrierEnv(TableEnv):
             "success_robofactory": self._lifted_once.clone(),
             "end_height_m": end_height,
             "tilt_deg": tilt,
+            "reached": torch.linalg.norm(hands - grips, dim=-1) < REACHED_M,
             "held": held,
+            "lifted": high,
+            "level": level,
             "hold_steps": self._streak,
         }
 

@@ -1,0 +1,47 @@
+"""Compare two evaluations on the same seeds: McNemar's exact test, and in plain words which policy is better.
+
+A and B are directories that an evaluation wrote. Both have to have met the same layouts: task, scene, step limit and
+seeds; how their policies came about, and how their pictures are rendered, may differ.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from robofactory.config import UserError, run_command
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="robofactory compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  robofactory compare robofactory/results/openvla/LiftBarrier-rf_200/epoch_4/all_agents \\\n"
+        "      robofactory/results/openvla/LiftBarrier-rf_200/epoch_6/all_agents",
+    )
+    parser.add_argument("a", type=Path, metavar="DIR_A", help="results of one policy (it has a summary.json)")
+    parser.add_argument("b", type=Path, metavar="DIR_B", help="results of the other")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write both and their comparison as one page too")
+    args = parser.parse_args(arguments)
+    if args.html and not args.html.absolute().parent.is_dir():
+        raise UserError(f"--html {args.html}: no such directory")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    from robofactory.evaluation import paired_report, pairs, report, results
+
+    a, b = results.load(args.a), results.load(args.b)
+    text = paired_report.comparison_text(a, b)
+    print(f"A: {args.a}\nB: {args.b}")
+    for line in pairs.not_the_same(a, b):
+        print(f"note: {line}")
+    print(text)
+    if args.html:
+        report.write_report(args.html, [args.a, args.b], [], lead=paired_report.comparison_section(a, b))
+        print(f"page: {args.html}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,112 @@
+"""An evaluation by its protocol: what is played already is kept, what is missing is played, some videos are kept."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from robofactory.config import UserError
+from robofactory.evaluation.results import SUCCESS, SUMMARY, VIDEOS, EpisodeResult, Evaluation, Protocol, load, save
+from robofactory.evaluation.rollout import Plan, Rollout, video_name
+from robofactory.evaluation.workers import Setup, play_episodes
+from robofactory.policy import Policies
+
+
+def play(
+    protocol: Protocol,
+    plan: Plan,
+    directory: Path,
+    num_workers: int,
+    time_limit_s: float,
+    policies: Policies | None,
+    num_videos: int,
+) -> Evaluation:
+    """Play what is not played yet, keep so many videos, and save all in the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    at_most = "" if protocol.until is None else f", or until ±{protocol.until:g} points"
+    changed = "" if protocol.ablation is None else f" with {protocol.ablation}"
+    print(
+        f"{protocol.title}{changed}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, in {num_workers} "
+        f"processes, into {directory}"
+    )
+    setup = partial(Rollout, dataclasses.replace(plan, directory=directory if num_videos else None))
+    done = episodes_played(directory, protocol)
+    evaluation = play_missing(protocol, done, directory, setup, num_workers, time_limit_s, policies)
+    evaluation = keep_videos(evaluation, directory, num_videos)
+    save(evaluation, directory)
+    return evaluation
+
+
+def episodes_played(directory: Path, protocol: Protocol) -> list[EpisodeResult]:
+    """The episodes of this protocol that an earlier evaluation has played; how many it was to play does not matter."""
+    if not (directory / SUMMARY).exists():
+        return []
+    try:
+        earlier = load(directory)
+    except UserError:  # of another version: its numbers are replaced
+        return []
+    differences = [name for name in earlier.protocol.differences(protocol) if name not in ("num_episodes", "until")]
+    if differences:
+        print(f"{directory} holds an evaluation that differs in {', '.join(differences)}; it is replaced")
+        return []
+    done = [episode for episode in earlier.episodes if episode.seed in protocol.seeds]
+    print(f"{len(done)} episodes of this evaluation are done already (delete {directory} to play them again)")
+    return done
+
+
+def play_missing(
+    protocol: Protocol,
+    done: list[EpisodeResult],
+    directory: Path,
+    setup: Setup,
+    num_workers: int,
+    time_limit_s: float,
+    policies: Policies | None = None,
+) -> Evaluation:
+    """The whole evaluation; what is complete is on disk after every episode.
+
+    With `until` it ends with the first seed that is enough; episodes that others were ahead with are dropped.
+    """
+    evaluation = Evaluation(protocol, list(done))
+    if evaluation.stopped is not None:
+        return evaluation.stopped
+    played = {episode.seed for episode in done}
+    remove_videos(directory, keep={episode.video for episode in done})
+    seeds = [seed for seed in protocol.seeds if seed not in played]
+    bar = tqdm(total=protocol.num_episodes, initial=len(done), unit="episode", dynamic_ncols=True, disable=None)
+    with bar:
+        for episode in play_episodes(setup, seeds, num_workers, time_limit_s, policies):
+            if not episode.is_judged:
+                tqdm.write(f"seed {episode.seed}, {episode.outcome}: {episode.reason}")
+                if (directory / video_name(episode.seed)).exists():
+                    episode = dataclasses.replace(episode, video=video_name(episode.seed))
+            episodes = sorted([*evaluation.episodes, episode], key=lambda episode: episode.seed)
+            evaluation = Evaluation(protocol, episodes)
+            save(evaluation.stopped or evaluation, directory)
+            rate = f"success {evaluation.count(SUCCESS)}/{len(evaluation.judged)}"
+            bar.set_postfix_str(rate)
+            bar.update()
+            if bar.disable and len(episodes) % 10 == 0:  # piped into a file: a line now and then
+                print(f"{len(episodes)}/{protocol.num_episodes} episodes, {rate}", flush=True)
+            if evaluation.stopped is not None:
+                return evaluation.stopped
+    return evaluation
+
+
+def keep_videos(evaluation: Evaluation, directory: Path, num_videos: int) -> Evaluation:
+    """Delete all videos but so many: crashes and failures first, yet a quarter successes if there are."""
+    filmed = [episode for episode in evaluation.episodes if episode.video]
+    good = [episode.video for episode in filmed if episode.outcome == SUCCESS]
+    bad = [episode.video for episode in filmed if episode.outcome != SUCCESS]
+    num_bad = min(len(bad), num_videos - min(len(good), num_videos // 4))
+    kept = set(bad[:num_bad] + good[: num_videos - num_bad])
+    remove_videos(directory, keep=kept)
+    episodes = [e if e.video in kept else dataclasses.replace(e, video=None) for e in evaluation.episodes]
+    return Evaluation(evaluation.protocol, episodes)
+
+
+def remove_videos(directory: Path, keep: set[str | None]) -> None:
+    for path in (directory / VIDEOS).glob("*.mp4"):
+        if f"{VIDEOS}/{path.name}" not in keep:
+            path.unlink()
