@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests; sets everything up the first time.
 #
-#   bash test.sh                      what must pass before a commit, about 7 minutes on 2 cores
+#   bash test.sh                      what must pass before a commit, about 9 minutes on 2 cores
 #   bash test.sh --all                and the whole pipeline at small size
 #   bash test.sh tests/codec -k bins  what else is given goes to pytest
 

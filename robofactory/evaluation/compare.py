@@ -16,8 +16,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="robofactory compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  robofactory compare robofactory/results/openvla/LiftBarrier-rf_200/epoch_4/all_agents \\\n"
-        "      robofactory/results/openvla/LiftBarrier-rf_200/epoch_6/all_agents",
+        epilog="example:\n  robofactory compare robofactory/results/openvla/LiftBarrier-rf_150/epoch_4/all_agents \\\n"
+        "      robofactory/results/openvla/LiftBarrier-rf_150/epoch_6/all_agents",
     )
     parser.add_argument("a", type=Path, metavar="DIR_A", help="results of one policy (it has a summary.json)")
     parser.add_argument("b", type=Path, metavar="DIR_B", help="results of the other")
