@@ -25,9 +25,8 @@ def play(
     """Play what is not played yet, keep so many videos, and save all in the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     at_most = "" if protocol.until is None else f", or until ±{protocol.until:g} points"
-    changed = "" if protocol.ablation is None else f" with {protocol.ablation}"
     print(
-        f"{protocol.title}{changed}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, in {num_workers} "
+        f"{protocol.title}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, in {num_workers} "
         f"processes, into {directory}"
     )
     setup = partial(Rollout, dataclasses.replace(plan, directory=directory if num_videos else None))

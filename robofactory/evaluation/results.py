@@ -100,11 +100,13 @@ class Protocol:
     def title(self) -> str:
         learned = [agent for agent, driver in enumerate(self.drivers) if driver != "expert"]
         if not learned:
-            return "The scripted expert drives every agent"
-        if len(learned) == len(self.drivers):
-            return "All agents by their learned policies" if len(learned) > 1 else "The learned policy"
-        named = ", ".join(str(agent) for agent in learned)
-        return f"Agent {named} by its learned policy, the expert beside it"
+            who = "The scripted expert drives every agent"
+        elif len(learned) == len(self.drivers):
+            who = "All agents by their learned policies" if len(learned) > 1 else "The learned policy"
+        else:
+            named = ", ".join(str(agent) for agent in learned)
+            who = f"Agent {named} by its learned policy, the expert beside it"
+        return who if self.ablation is None else f"{who}, with {self.ablation}"
 
     def differences(self, other: "Protocol") -> list[str]:
         """The names of the fields that another one has otherwise."""

@@ -27,6 +27,15 @@ def test_the_command_says_which_is_better_in_plain_words(two, capsys):
     assert "note:" not in said
 
 
+def test_it_is_said_which_of_the_two_was_ablated(two, capsys):
+    b = results.load(Path(two[1]))
+    protocol = dataclasses.replace(b.protocol, ablation="light=0.5")
+    results.save(dataclasses.replace(b, protocol=protocol), Path(two[1]))
+    compare.main(two)
+    a_line, b_line = capsys.readouterr().out.splitlines()[2:4]
+    assert a_line.endswith("the expert beside it") and b_line.endswith("the expert beside it, with light=0.5")
+
+
 def test_the_page_has_the_sentence_the_table_and_both_evaluations(two, tmp_path):
     compare.main([*two, "--html", str(tmp_path / "compared.html")])
     page = Page((tmp_path / "compared.html").read_text())
