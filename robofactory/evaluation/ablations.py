@@ -122,12 +122,10 @@ def add_noise(episode: Episode, noise_rad: float) -> Perturbation:
 
 def delay(episode: Episode, delay_steps: int) -> Perturbation:
     """Every action is executed so many steps late; before the first one arrives, an arm keeps its posture."""
-    from robofactory.sim.arm import NUM_JOINTS
-
     pending: dict[int, deque[Action]] = {}
     for agent in episode.agents:
-        rest = np.array(episode.scene.robots[agent].rest_qpos)
-        posture = np.append(rest[:NUM_JOINTS], gripper_command(float(rest[NUM_JOINTS:].mean()))).astype(np.float32)
+        *joints, left, right = episode.scene.robots[agent].rest_qpos
+        posture = np.array([*joints, gripper_command((left + right) / 2)], np.float32)
         pending[agent] = deque([posture] * delay_steps)
 
     def act(actions: list[Action]) -> list[Action]:

@@ -94,7 +94,6 @@ def test_an_episode_meets_the_same_noise_again_and_another_seed_other_noise():
     assert np.array_equal(noise(10_000), noise(10_000)) and not np.array_equal(noise(10_000), noise(10_001))
 
 
-@pytest.mark.sim
 def test_delay_executes_every_action_so_many_steps_late():
     perturbation = started("action_delay_steps", "2", learned=(0,))
     executed = [perturbation.act(actions_at(step)) for step in range(5)]
