@@ -43,6 +43,24 @@ def test_success_is_both_ends_up_level_and_held_for_five_steps_on_end(env):
     assert [int(info["hold_steps"]) for info in infos[-5:]] == [1, 2, 3, 4, 5]
 
 
+def test_each_arm_reaches_then_holds_then_lifts_its_end(env):
+    """What the evaluation tells failures by: each flag begins in this order, in an arm that lifts and in no idle one."""
+
+    def act(step, expert):
+        return [expert.act()[0], env.unwrapped.proprio(1)[0]]
+
+    flags = ("reached", "held", "lifted")
+    infos = run(env, 3)
+    first = np.array([[next(k for k, info in enumerate(infos) if info[f][0, arm]) for f in flags] for arm in (0, 1)])
+    assert (np.diff(first, axis=1) > 0).all(), first
+    assert not infos[0]["reached"].any() and infos[0]["level"].all() and infos[-1]["level"].all()
+    alone = run(env, 3, act, steps=60)
+    assert any(info["held"][0, 0] for info in alone)
+    assert not any(info[flag][0, 1] for info in alone for flag in ("reached", "held"))
+    tilted = torch.cat([info["tilt_deg"] for info in alone]) >= env.unwrapped.config.success["max_tilt_deg"]
+    assert torch.equal(tilted, ~torch.cat([info["level"] for info in alone]))
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_frozen_arm_never_counts_as_success(env, frozen):
     def act(step, expert):
