@@ -52,12 +52,15 @@ def find(facts: Survey) -> list[Finding]:
     return [Finding(name, kind.level, what, kind.todo) for name, kind, what in judged if what]
 
 
-def require_sound(directories: Iterable[Path], views: Sequence[str], accept: Sequence[str]) -> None:
+def require_sound(
+    directories: Iterable[Path], views: Sequence[str], accept: Sequence[str], pass_through: Sequence[str] | None = None
+) -> None:
     """The door of training: a quick survey of each dataset, which reads all numbers and some pictures.
 
     Args:
         views: whose pictures are looked at; one that a dataset has not is the reader's to refuse.
         accept: names of the errors that do not stop training.
+        pass_through: as in the recipe; None: the grippers, by their names.
     Raises:
         UserError: an error that is not accepted, or a name in `accept` that is none.
     """
@@ -68,7 +71,11 @@ def require_sound(directories: Iterable[Path], views: Sequence[str], accept: Seq
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"data.accept: {name!r} is no error of a dataset{guess}; there are {', '.join(errors)}")
     for directory in directories:
-        found = [each for each in find(survey(directory, views, is_quick=True)) if each.level == ERROR]
+        found = [
+            each
+            for each in find(survey(directory, views, pass_through=pass_through, is_quick=True))
+            if each.level == ERROR
+        ]
         names = [each.name for each in found]
         left = [each for each in found if each.name not in accept]
         if left:
@@ -118,7 +125,7 @@ def _copied(facts: Survey, column: str) -> tuple[list[int], str]:
 
 
 def _gripper_range(facts: Survey) -> str:
-    for at in np.flatnonzero(~facts.actions.is_joint):
+    for at in [facts.actions.names.index(name) for name in facts.passing if name in facts.actions.names]:
         low, high = facts.actions.min[at], facts.actions.max[at]
         is_outside = low < -1.0 - 1e-6 or high > 1.0 + 1e-6
         if is_outside or (low < high and low * high >= 0.0):  # it moves, and never from open to closed
@@ -362,7 +369,7 @@ KINDS = {
     "duplicated_camera": Kind(ERROR, _duplicated_camera, "map each view to a camera of its own, or leave one out of data.views"),
     "swapped_cameras": Kind(ERROR, _swapped_cameras, "convert these episodes again with the right camera for each view"),
     "action_equals_state": Kind(ERROR, _action_equals_state, "a policy would learn to repeat what it is given: if the state is the copy, train with model.use_proprio=false and accept this; if the action is, convert again with the commands"),
-    "gripper_range": Kind(ERROR, _gripper_range, "convert it to -1 closed, +1 open, for instance 2 x - 1 of a gripper in [0, 1]"),
+    "gripper_range": Kind(ERROR, _gripper_range, "convert it to -1 closed, +1 open, for instance 2 x - 1 of a gripper in [0, 1], or have it normalised with data.pass_through=[]"),
     "gripper_inverted": Kind(ERROR, _gripper_inverted, "turn the sign of one of them: -1 is closed and +1 open in both"),
     "empty_instruction": Kind(ERROR, _empty_instruction, "give every episode its instruction"),
     "discontinuities": Kind(WARNING, _discontinuities, "look for dropped frames, two recordings in one episode, or angles that wrap around"),

@@ -55,7 +55,7 @@ class Spread:
 
     @property
     def is_joint(self) -> Bool[np.ndarray, " a"]:
-        """All dimensions but the grippers, which the codec does not normalise."""
+        """All dimensions but the grippers, by their names."""
         return np.array([name not in grippers(self.names) for name in self.names], bool)
 
     def add(self, episode: int, values: Float32[np.ndarray, "n a"]) -> None:
@@ -116,6 +116,7 @@ class Survey:
     """A dataset as it is.
 
     problems: where the description and the files do not agree, beside what the episodes say.
+    passing: the action dimensions that the codec takes to be in [-1, 1].
     views: whose pictures were looked at.
     pictures: of all episodes, or of some.
     sheets: view -> rows of pictures, one row an episode, to be looked at; empty in a quick survey.
@@ -127,6 +128,7 @@ class Survey:
     actions: Spread
     state: Spread
     episodes: list[EpisodeFacts]
+    passing: tuple[str, ...]
     views: tuple[str, ...]
     pictures: dict[int, Pictures]
     sheets: dict[str, dict[int, list[UInt8[np.ndarray, "_h _w 3"]]]]
@@ -137,7 +139,7 @@ class Survey:
 
     def statistics(self) -> dict[str, Statistics]:
         """The actions' under each normalisation that the codec knows."""
-        first = self.actions.statistics(METHODS[0], self.actions.is_joint.tolist())
+        first = self.actions.statistics(METHODS[0], [name not in self.passing for name in self.actions.names])
         return {method: replace(first, method=method) for method in METHODS}
 
 
@@ -145,6 +147,7 @@ def survey(
     directory: Path,
     views: Sequence[str] | None = None,
     *,
+    pass_through: Sequence[str] | None = None,
     is_quick: bool = False,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda episodes, total: episodes,
 ) -> Survey:
@@ -152,6 +155,7 @@ def survey(
 
     Args:
         views: whose pictures are looked at; None: all.
+        pass_through: as in the recipe; None: the grippers, by their names.
         is_quick: decode few pictures of few episodes, keep none.
         progress: goes around the episodes that are read, whose number it gets too.
     Raises:
@@ -203,7 +207,8 @@ def survey(
         raise UserError(f"{directory} has no frame with finite numbers; delete it and record again")
     actions.sample, state.sample = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     problems = _problems(info, num_files, first_row)
-    return Survey(directory, description, problems, actions, state, episodes, chosen, pictures, sheets)
+    passing = tuple(grippers(names[0]) if pass_through is None else pass_through)
+    return Survey(directory, description, problems, actions, state, episodes, passing, chosen, pictures, sheets)
 
 
 # ------------------------------------------------------------------------------------------------------ what is stated

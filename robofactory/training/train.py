@@ -216,7 +216,7 @@ def train(
     relabelled = [relabelled_dir(task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
     demonstrations = dataset_dir(task, agent_id, num_demonstrations)
     on_this_disk = [Path(place) for place in locate_datasets(demonstrations, recipe).values() if "://" not in place]
-    require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept)
+    require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept, recipe.data.pass_through)
     data = load_splits(demonstrations, recipe, relabelled)
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)

@@ -46,11 +46,26 @@ def test_training_does_not_begin_with_an_error_that_is_not_accepted(name, faulty
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.level in (WARNING, NOTE)])
 def test_training_begins_with_warnings_and_notes(name, faulty):
-    require_sound([faulty(name)], VIEWS, [])
+    directory = faulty(name)
+    assert [each.name for each in find(survey(directory, VIEWS))] == [name]
+    require_sound([directory], VIEWS, [])
 
 
 def test_a_fault_in_a_view_that_is_not_used_stops_nothing(faulty):
-    require_sound([faulty("black_camera")], ("side", "overhead"), [])
+    directory, others = faulty("black_camera"), ("side", "overhead")
+    with pytest.raises(UserError, match="black_camera"):
+        require_sound([directory], VIEWS, [])
+    assert find(survey(directory, others)) == []
+    require_sound([directory], others, [])
+
+
+def test_what_passes_through_is_judged_as_the_recipe_says(tmp_path):
+    """A gripper in metres is wrong where it passes through to the bins, and right where it is normalised."""
+    directory = FAULTS["gripper_range"](tmp_path / "set")
+    with pytest.raises(UserError, match="gripper_range"):
+        require_sound([directory], VIEWS, [], pass_through=["gripper"])
+    assert find(survey(directory, VIEWS, pass_through=[])) == []
+    require_sound([directory], VIEWS, [], pass_through=[])
 
 
 def test_an_accepted_name_that_is_no_error_is_refused():

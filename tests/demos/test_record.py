@@ -283,7 +283,8 @@ def test_relabelled_episodes_are_driven_by_the_policies_and_labelled_by_the_expe
         assert reader.description.driver.startswith("openvla, weights ")
         assert reader.episode_lengths.tolist() == [100, 100]  # they fail, and are kept
         assert 0.5 < reader.all_perturbed.mean() < 1.0  # most of the time the policy drives
-        assert set(np.unique(reader.all_actions[:, 7])) <= {-1.0, 1.0}  # open or closed, whatever was executed
+        assert set(np.unique(reader.all_actions[:, 7])) <= {-1.0, 1.0}  # the expert's; a decoded bin is neither
+        assert [reader.actions(episode)[0, 7] for episode in (0, 1)] == [1.0, 1.0]  # far away, it keeps the hand open
         lead = np.abs(reader.all_actions[:, :7] - reader.all_proprio[:, :7]).max(axis=1)
         assert lead.max() <= 0.061, "the labels are the expert's, who never leads by more than 0.06 rad"
 

@@ -1,5 +1,6 @@
 """The 7B's own path, end to end on a CPU, with a small look-alike of its weights: the same code at another size."""
 
+import copy
 import json
 import shutil
 
@@ -193,8 +194,13 @@ def test_merged_weights_are_published_ones_that_answer_as_the_policy(
     said = capsys.readouterr().out
     report = json.loads((output / "merge.json").read_text())
     is_exact = FLOAT32 in overrides
-    # Merged weights are rounded to bfloat16, to 1/256 of each: over all layers of random weights that is a sixth.
-    assert report["largest_logit_difference"] < (1e-4 if is_exact else 0.25 * report["largest_logit"])
+    batch, _ = load_splits(data, recipe).examples(4, torch.device("cpu"))
+    with torch.no_grad(), autocast(model):
+        logits = model.action_logits(batch).float()
+    with torch.no_grad():  # what computing in bfloat16 costs by itself, before anything is merged
+        rounding = (copy.deepcopy(model).float().action_logits(batch) - logits).abs().max().item()
+    bound = 1e-4 if is_exact else 2 * rounding  # 1.4 times at most over six seeds
+    assert report["largest_logit_difference"] < bound < report["largest_logit"]
     assert not is_exact or report["different_action_numbers"] == 0
     assert "rad" in said and ("proprio" in said) == (not is_exact)
 
@@ -208,12 +214,9 @@ def test_merged_weights_are_published_ones_that_answer_as_the_policy(
 
     # ---- and so does ours, to act or to train further
     again = load_openvla(output, True, proprio_dim=8 if codec.use_proprio else None, dtype=getattr(torch, recipe.model.torch_dtype))  # fmt: skip
-    batch, _ = load_splits(data, recipe).examples(4, torch.device("cpu"))
     with torch.no_grad(), autocast(model):
-        difference = (again.action_logits(batch) - model.action_logits(batch)).abs().max().item()
-    assert difference == pytest.approx(
-        report["largest_logit_difference"], abs=1e-6 if is_exact else 0.02
-    )  # a rounding step
+        difference = (again.action_logits(batch).float() - logits).abs().max().item()
+    assert difference == pytest.approx(report["largest_logit_difference"], abs=1e-6)
     base = load_openvla(weights, True).state_dict()
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     assert not again.state_dict()[name].float().equal(base[name])

@@ -7,6 +7,7 @@ with the dataset.
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class Recording:
     instruction: str
 
 
-class Source:
+class Source(ABC):
     """A dataset in a foreign format. Holds no open file: it goes to worker processes as it is.
 
     cameras: view -> name in the source.
@@ -83,8 +84,8 @@ class Source:
     robot_type: str = "unknown"
     notes: tuple[str, ...] = ()
 
-    def read(self, episode: int) -> Recording:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, episode: int) -> Recording: ...
 
 
 def describe(source: Source, options: Options, kind: str) -> DatasetDescription:
