@@ -1,9 +1,10 @@
-"""The 7B's training step and action prediction against the straightforward ones, at a size that a CPU can run.
+"""The 7B's training step and action prediction against the straightforward ones, at its own size or one for a CPU.
 
-Two vision towers of 12 blocks and width 384, 8 language layers of width 1024, three views of 224 px, rank-32 adapters in
-float32 on a frozen base. All variants take turns in one run and times are the fastest of each in CPU time, so that
-ratios hold on a busy machine too. Memory is counted by robofactory.training.footprint, with the attention of a GPU. The
-floor is the time that the counted operations take at the rate of one large matrix product, measured in the same run.
+Three views of 224 px, rank-32 adapters in float32 on a frozen base of random weights. The middle size has two vision
+towers of 12 blocks and width 384, and 8 language layers of width 1024. All variants take turns in one run and times are
+the fastest of each: on a CPU its own time, so that ratios hold on a busy machine too. Memory is counted by
+robofactory.training.footprint, with the attention of a GPU; on a GPU it is measured as well. The floor is the time that
+the counted operations take at the rate of one large matrix product, measured in the same run.
 
 training   straightforward: adapters and gradients in the vision towers too, logits at every position, in float32
            ours: frozen towers without gradients, logits at action positions. No layer is recomputed in either
@@ -13,13 +14,14 @@ actions    whole sequence: everything is computed again for each token
 """
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robofactory.config import ModelConfig, run_command
+from robofactory.config import ModelConfig, UserError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -34,21 +36,27 @@ NUM_ACTIONS = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    image: int = 224
-    depth: int = 12
-    vision_width: int = 384
-    language_layers: int = 8
-    language_width: int = 1024
-    vocabulary: int = 32_064
+    image: int
+    language_width: int
+    vocabulary: int
+    language_layers: int = 32
+    towers: dict[str, Any] | None = None  # None: the published ones
 
 
-QUICK = Sizes(image=56, depth=3, vision_width=64, language_layers=3, language_width=128, vocabulary=1_064)
+SIZES = {
+    "7b": Sizes(224, 4096, 32_064),
+    "middle": Sizes(224, 1024, 32_064, 8, {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_ratio": 4.0}),
+    "quick": Sizes(56, 128, 1_064, 3, {"embed_dim": 64, "depth": 3, "num_heads": 1, "mlp_ratio": 4.0}),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python benchmarks/openvla_speed.py --repetitions 3",
+        epilog="""\
+examples:
+  python benchmarks/openvla_speed.py
+  python benchmarks/openvla_speed.py --device cuda --size 7b --batch_size 4        (a GPU of 80 GB)""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--batch_size", type=int, default=2, help="default: %(default)s")
@@ -56,18 +64,23 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the frozen weights and of the matrix products; a CPU without instructions for bfloat16 emulates it (default: %(default)s)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=3, help="after one of warming up (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a far smaller model: shows that it runs, says nothing about speed")  # fmt: skip
+    parser.add_argument("--size", choices=list(SIZES), default="middle", help="quick shows that it runs, and says nothing about speed (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # before torch is imported
 
     import torch
 
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA GPU; leave it away")
+    torch.set_default_device(arguments.device)
     torch.manual_seed(0)
-    sizes = QUICK if arguments.quick else Sizes()
+    sizes = SIZES[arguments.size]
     dtype = getattr(torch, arguments.dtype)
     rate = matmul_rate(sizes, arguments.batch_size, dtype)
-    print(f"{arguments.dtype}, batch {arguments.batch_size}, {arguments.views} views, {arguments.threads} thread(s); a large matrix product runs at {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} thread(s)"
+    print(f"{arguments.size}, {arguments.dtype}, batch {arguments.batch_size}, {arguments.views} views, {where}; a large matrix product runs at {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
     benchmark_training(sizes, arguments, dtype, rate)
     benchmark_actions(sizes, arguments, dtype, rate)
 
@@ -76,7 +89,6 @@ def main() -> None:
 
 
 def benchmark_training(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch.dtype", rate: float) -> None:
-    import torch
 
     batch = random_batch(sizes, arguments.batch_size, arguments.views)
     losses = {"straightforward": loss_over_all_positions, "ours": lambda model, batch: model(batch)[0]}
@@ -92,9 +104,21 @@ def benchmark_training(sizes: Sizes, arguments: argparse.Namespace, dtype: "torc
             f"{memory[name] / 1e9:>18.2f}{memory[name] / memory['straightforward']:>8.2f}{flops[name] / 1e9:>9.0f}"
             f"{seconds[name] / floor:>13.2f}x"
         )
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        steps["ours"]()
-    print_profile(profile, "ours, where the time goes")
+    if arguments.device == "cuda":
+        measured = {name: measured_above_weights(step) for name, step in steps.items()}
+        print(f"measured on the card, GB above weights: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in measured.items())}")  # fmt: skip
+    print_profile(steps["ours"], "ours, where the time goes")
+
+
+def measured_above_weights(step: Callable[[], None]) -> int:
+    """The peak of a step on a GPU beyond what stays allocated before it (the optimizer's state is part of that)."""
+    import torch
+
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def loss_over_all_positions(model: "OpenVLA", batch: "Batch") -> "Tensor":
@@ -123,7 +147,7 @@ def training_step(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             value = loss(model, batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -149,7 +173,7 @@ def bytes_above_weights(
     with torch.device("meta"):
         model = build(sizes, dtype, adapters_in_towers)
     model.fused_attention = model.vision_backbone.fused_attention = True
-    with FakeTensorMode(), Allocations() as allocations:
+    with torch.device("cpu"), FakeTensorMode(), Allocations() as allocations:
         fill(model, allocations)
         step = training_step(model, random_batch(sizes, arguments.batch_size, arguments.views), loss, dtype)
         step()
@@ -171,7 +195,7 @@ def benchmark_actions(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch
     llama = LlamaForCausalLM(model.language_model.config).to(dtype).eval()
     llama.load_state_dict(model.language_model.state_dict())
     batch = random_batch(sizes, arguments.batch_size, arguments.views)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
         draft = model.generate(batch, NUM_ACTIONS)
     predictions: dict[str, Callable[[], Any]] = {
         "whole sequence": lambda: generate_without_cache(model, batch),
@@ -182,7 +206,7 @@ def benchmark_actions(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch
 
     def in_precision(predict: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.no_grad(), torch.autocast(arguments.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 predict()
 
         return run
@@ -200,9 +224,7 @@ def benchmark_actions(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch
             f"{name:<24}{arguments.batch_size / seconds[name]:>11.3f}{seconds['transformers'] / seconds[name]:>8.2f}"
             f"{passes[name]:>8}{flops[name] / 1e9:>9.0f}{seconds[name] * rate / flops[name]:>13.2f}x"
         )
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        runs["ours, right draft"]()
-    print_profile(profile, "ours with the right draft, where the time goes")
+    print_profile(runs["ours, right draft"], "ours with the right draft, where the time goes")
 
 
 def generate_without_cache(model: "OpenVLA", batch: "Batch") -> "Tensor":
@@ -244,22 +266,26 @@ def build(sizes: Sizes, dtype: "torch.dtype", adapters_in_towers: bool = False) 
     from robofactory.model.openvla import build_from_config
     from robofactory.model.weights import OPENVLA_7B
 
-    tower = {"embed_dim": sizes.vision_width, "depth": sizes.depth, "num_heads": sizes.vision_width // 64 or 1}
     config = OPENVLA_7B | {
         "image_sizes": [sizes.image, sizes.image],
         "text_config": {
             "vocab_size": sizes.vocabulary,
             "hidden_size": sizes.language_width,
-            "intermediate_size": sizes.language_width * 11 // 4,
+            "intermediate_size": intermediate_width(sizes),
             "num_hidden_layers": sizes.language_layers,
             "num_attention_heads": max(1, sizes.language_width // 128),
         },
     }
     torch.manual_seed(0)
-    overrides = {model_id: {**tower, "mlp_ratio": 4.0} for model_id in OPENVLA_7B["timm_model_ids"]}
+    overrides = None if sizes.towers is None else dict.fromkeys(OPENVLA_7B["timm_model_ids"], sizes.towers)
     model = build_from_config(config, global_token=True, timm_overrides=overrides).to(dtype)
     choose_trained(model, ModelConfig(lora_vision=adapters_in_towers))
     return model
+
+
+def intermediate_width(sizes: Sizes) -> int:
+    """Of the language layers' MLP: 11,008 at a width of 4,096."""
+    return sizes.language_width * 43 // 16
 
 
 def random_batch(sizes: Sizes, batch_size: int, num_views: int) -> "Batch":
@@ -277,7 +303,7 @@ def random_batch(sizes: Sizes, batch_size: int, num_views: int) -> "Batch":
 
 
 def take_turns(works: dict[str, Callable[[], Any]], repetitions: int) -> tuple[dict[str, float], dict[str, int]]:
-    """Of each, the seconds of CPU time in its fastest turn, and its operations.
+    """Of each, the seconds of its fastest turn (CPU time; on a GPU, until all is done), and its operations.
 
     Counted are all matrix products and convolutions, attention's included, in a first turn that warms up; a
     multiplication and an addition are two operations.
@@ -292,10 +318,19 @@ def take_turns(works: dict[str, Callable[[], Any]], repetitions: int) -> tuple[d
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repetitions):
         for name, work in works.items():
-            started = time.process_time()
+            started = clock()
             work()
-            seconds[name].append(time.process_time() - started)
+            seconds[name].append(clock() - started)
     return {name: min(turns) for name, turns in seconds.items()}, flops
+
+
+def clock() -> float:
+    import torch
+
+    if torch.get_default_device().type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def matmul_rate(sizes: Sizes, batch_size: int, dtype: "torch.dtype") -> float:
@@ -303,17 +338,23 @@ def matmul_rate(sizes: Sizes, batch_size: int, dtype: "torch.dtype") -> float:
     import torch
 
     rows, width = 800 * batch_size, sizes.language_width
-    inputs, weight = torch.randn(rows, width).to(dtype), torch.randn(width * 11 // 4, width).to(dtype)
+    inputs, weight = torch.randn(rows, width).to(dtype), torch.randn(intermediate_width(sizes), width).to(dtype)
     seconds, flops = take_turns({"product": lambda: torch.nn.functional.linear(inputs, weight)}, 5)
     return flops["product"] / seconds["product"]
 
 
-def print_profile(profile: Any, title: str) -> None:
-    averages = sorted(profile.key_averages(), key=lambda average: -average.self_cpu_time_total)
-    total = sum(average.self_cpu_time_total for average in averages)
+def print_profile(work: Callable[[], Any], title: str) -> None:
+    import torch
+
+    on_gpu = torch.get_default_device().type == "cuda"
+    with torch.profiler.profile() as profile:
+        work()
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    averages = sorted(profile.key_averages(), key=lambda average: -getattr(average, key))
+    total = sum(getattr(average, key) for average in averages)
     print(f"\n{title}")
     for average in averages[:8]:
-        print(f"  {average.self_cpu_time_total / total:>6.1%}  {average.key} ({average.count} calls)")
+        print(f"  {getattr(average, key) / total:>6.1%}  {average.key[:100]} ({average.count} calls)")
 
 
 if __name__ == "__main__":
