@@ -135,6 +135,13 @@ def test_a_scene_survives_the_way_through_a_dataset():
     assert config.from_yaml(SceneConfig, config.to_yaml(scene)) == scene
 
 
+def test_overrides_of_a_scene_win_over_what_it_was():
+    scene = config.overridden(config.with_pictures(load_scene(SCENE), "low", 128, 96), ["cameras.0.width=64"])
+    assert [camera.width for camera in scene.cameras] == [64, 128, 128, 128, 128] and scene.visual_detail == "low"
+    with pytest.raises(UserError, match=r"the scene of LiftBarrier-rf: key 'cameras\[0\].width'"):
+        config.overridden(scene, ["cameras.0.width=-3"])
+
+
 def test_every_recipe_and_scene_of_the_package_loads():
     for path in config.CONFIGS.glob("*.yaml"):
         assert load_recipe(path.stem)
@@ -144,7 +151,8 @@ def test_every_recipe_and_scene_of_the_package_loads():
 
 
 def test_a_look_put_on_a_scene_is_the_look_it_has():
-    look = config.look_of(load_scene(SCENE, ["visual_detail=low", "cameras.0.width=64", "cameras.1.width=64"]))
+    other = ["visual_detail=low", "cameras.0.width=64", "cameras.2.fov_rad=1.0", "lighting.ambient_rgb=[1, 1, 1]"]
+    look = config.look_of(load_scene(SCENE, other))
     scene = load_scene(SCENE)
     assert config.look_of(scene) != look
     assert config.look_of(config.with_look(scene, look)) == look
