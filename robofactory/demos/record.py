@@ -30,9 +30,11 @@ from robofactory.config import (
     load_recipe,
     load_task_scene,
     of_round,
+    overridden,
     relabelled_dir,
     run_command,
     to_yaml,
+    with_pictures,
 )
 
 if TYPE_CHECKING:
@@ -96,8 +98,12 @@ def main() -> None:
     if args.round > 0:
         relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
         return
-    scene = load_task_scene(args.task, args.config, [o for o in args.overrides if is_of_the_scene(o)])
+    for name, value in (("--width", args.width), ("--height", args.height)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} must be positive, got {value}")
+    scene = load_task_scene(args.task, args.config)
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
+    scene = overridden(scene, [o for o in args.overrides if is_of_the_scene(o)])  # last, as they say most exactly what
     noise_share = DataConfig.noise_share if args.noise is None else args.noise
     record(scene, num_episodes, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
 
@@ -121,18 +127,6 @@ def fill_in(args: argparse.Namespace, recipe: RecipeConfig) -> None:
     for name, value in wanted.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-
-
-def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:
-    """The scene with other meshes, or another size (px) of every camera; None leaves what it has."""
-    for name, value in (("--width", width), ("--height", height)):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be positive, got {value}")
-    cameras = [
-        dataclasses.replace(camera, width=width or camera.width, height=height or camera.height)
-        for camera in scene.cameras
-    ]
-    return dataclasses.replace(scene, cameras=cameras, visual_detail=visual_detail or scene.visual_detail)
 
 
 # ------------------------------------------------------------------------------------------------------- the recording

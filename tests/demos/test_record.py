@@ -340,6 +340,25 @@ def test_a_recipe_says_what_is_recorded_unless_the_command_does(monkeypatch):
     assert scene.objects["barrier"].mass_kg == 0.5
 
 
+def test_what_is_said_of_the_scene_wins_over_the_recipes_pictures(monkeypatch):
+    """`visual_detail=low` was recorded in full detail, `cameras.0.width=64` with the recipe's 128."""
+    calls = []
+    monkeypatch.setattr("robofactory.demos.record.record", lambda scene, num, **options: calls.append(scene))
+    for recipe, override in (("robot_openvla", "visual_detail=low"), ("robot_openvla_tiny", "cameras.0.width=64")):
+        monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", "--recipe", recipe, override])
+        main()
+    full, tiny = calls
+    assert full.visual_detail == "low"
+    assert [camera.width for camera in tiny.cameras] == [64, 128, 128, 128, 128]
+
+
+@pytest.mark.parametrize("flag", ["--width", "--height"])
+def test_a_picture_has_a_size(monkeypatch, flag):
+    monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", flag, "0"])
+    with pytest.raises(UserError, match=f"{flag} must be positive, got 0"):
+        main()
+
+
 def test_a_recipe_says_how_many_episodes_a_round_relabels(monkeypatch):
     calls = []
     monkeypatch.setattr("robofactory.demos.record.relabel", lambda *given, **options: calls.append(given))
