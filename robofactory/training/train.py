@@ -20,6 +20,7 @@ from robofactory.config import (
     require_agent,
     run_command,
     run_dir,
+    with_pictures,
 )
 
 OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept
@@ -86,6 +87,8 @@ def main() -> None:
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
     if args.config or not all(map(is_recorded, demonstrations)):
         require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
+    if args.config:
+        require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
     require_hardware(recipe)
     for directory in demonstrations:
         record_if_missing(directory, args)
@@ -130,6 +133,16 @@ def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes:
         own = f"; a dataset of your own would be in {dataset_dir(task, agent_id, num_episodes)}"
         raise UserError(f"{error}{'' if scene_path else own}") from None
     require_agent(scene, agent_id)
+
+
+def require_same_scene(task: str, scene_path: str, recipe: RecipeConfig, recorded: list[Path]) -> None:
+    """Raises UserError where demonstrations that are there already would not have been recorded in this scene."""
+    from robofactory.data.episodes import require_scene
+
+    d = recipe.data
+    scene = with_pictures(load_task_scene(task, scene_path), d.visual_detail, d.image_width, d.image_height)
+    for directory in recorded:
+        require_scene(directory, scene)
 
 
 def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
