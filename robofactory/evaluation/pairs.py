@@ -135,7 +135,7 @@ def is_ablation_of(baseline: Evaluation, ablated: Evaluation) -> bool:
         num_episodes=ablated.protocol.num_episodes,
         until=ablated.protocol.until,
     )
-    return like_it == ablated.protocol and baseline.seeds == ablated.seeds
+    return not like_it.differences(ablated.protocol) and baseline.seeds == ablated.seeds
 
 
 def scene_keys(scene: str) -> dict[str, Any]:

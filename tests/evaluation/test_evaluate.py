@@ -197,11 +197,9 @@ def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     assert results.load(tmp_path) == evaluation and evaluation.is_complete
 
 
-def test_another_policy_starts_over_and_a_complete_evaluation_is_kept(tmp_path):
+def test_a_complete_evaluation_is_kept(tmp_path):
     protocol = numbered(2)
     results.save(results.Evaluation(protocol, [sample_episode(0)]), tmp_path)
-    retrained = dataclasses.replace(protocol, weights=["ef" * 32, None])
-    assert playing.episodes_played(tmp_path, retrained) == []
     assert len(playing.episodes_played(tmp_path, protocol)) == 1
     results.save(results.Evaluation(protocol, [sample_episode(0), sample_episode(1)]), tmp_path)
     assert len(playing.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
@@ -227,13 +225,24 @@ def test_until_takes_points_with_and_without_the_sign(text, points):
     assert evaluate.parse_arguments(["--task", TASK, "--until", text]).until == points
 
 
-def test_what_is_replaced_says_why(tmp_path, capsys):
+def test_an_evaluation_is_never_replaced_by_another(tmp_path):
+    """A finished one was gone with any option that differed."""
     results.save(results.Evaluation(numbered(1), [sample_episode(0)]), tmp_path)
-    assert (
-        playing.episodes_played(tmp_path, dataclasses.replace(numbered(1), device="cpu, another", temperature=1.0))
-        == []
-    )
-    assert "an evaluation that differs in temperature, device; it is replaced" in capsys.readouterr().out
+    retrained = dataclasses.replace(numbered(1), weights=["ef" * 32, None], temperature=1.0)
+    with pytest.raises(UserError, match=r"differs in weights, temperature; move it away or delete it, .*--output"):
+        playing.episodes_played(tmp_path, retrained)
+    (tmp_path / "summary.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match=r"has format 1, this version reads .*: move it away or delete it, .*--output"):
+        playing.episodes_played(tmp_path, numbered(1))
+
+
+def test_another_commit_goes_on_with_what_was_played(tmp_path):
+    """It stays recorded, but every commit would have made every evaluation another one."""
+    one, other = (dataclasses.replace(numbered(1), versions={"torch": "2.14.1", "commit": c}) for c in ("aaa", "bbb"))
+    results.save(results.Evaluation(one, [sample_episode(0)]), tmp_path)
+    assert results.load(tmp_path).protocol.versions["commit"] == "aaa"
+    assert playing.episodes_played(tmp_path, other) == [sample_episode(0)]
+    assert one.differences(dataclasses.replace(other, versions={"torch": "2.15"})) == ["versions"]
 
 
 def test_more_episodes_or_a_narrower_interval_go_on_from_those_that_were_played(tmp_path):
