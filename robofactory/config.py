@@ -84,10 +84,8 @@ class ModelConfig:
     lora_dropout: float = 0.0
     lora_vision: bool = False  # adapters in the vision towers too; their activations are then kept for backward
     quantize: str | None = None  # nf4: the frozen language layers in 4 bits (QLoRA), for cards of 24 GB
-    torch_dtype: str = (
-        "bfloat16"  # bfloat16 | float32: what it computes in, bfloat16 where the device is fast in it; and
-    )
-    # what the frozen part of published weights is kept in. What is trained is kept in float32
+    torch_dtype: str = "bfloat16"  # or float32: what it computes in (bfloat16 where the device is fast in it), and what
+    # the frozen part of published weights is kept in; what is trained is kept in float32
     global_token: bool = True  # one token per view besides its patches (257 instead of 256 at 224 px)
     use_proprio: bool = False
     architecture: ArchitectureConfig | None = None  # given: trained from scratch at these sizes
