@@ -575,6 +575,9 @@ def look_differences(one: SceneConfig, other: SceneConfig) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------- paths
 
 
+MANIFEST = "manifest.json"  # of a checkpoint: a directory without it is none
+
+
 def home() -> Path:
     """Where datasets, checkpoints and results are kept: the package's folder, or `$ROBOFACTORY_HOME`."""
     return Path(os.environ.get("ROBOFACTORY_HOME", PACKAGE))
@@ -612,9 +615,7 @@ def find_checkpoint(run: Path, checkpoint: str) -> Path:
         return directory.resolve()
     if not run.is_dir():
         raise UserError(f"no trained policy in {run}; train it first: bash train.sh --help")
-    names = sorted(
-        (p.name for p in run.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda n: (len(n), n)
-    )
+    names = sorted((path.parent.name for path in run.glob(f"[!.]*/{MANIFEST}")), key=lambda n: (len(n), n))
     raise UserError(f"no checkpoint {checkpoint!r}; {run} has {', '.join(names) or 'none'}")
 
 
@@ -698,6 +699,23 @@ def find_weights(model_name: str, files: Sequence[str] = ("*.json", "*.safetenso
             f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
             f"give a directory with the published weights, or {tiny}"
         ) from None
+
+
+def choose_device(asked: str | None) -> str:
+    """The device that `--device` asks for; a CUDA GPU, if there is one, where it asks for none.
+
+    Raises:
+        UserError: there is no such device; the line lists those there are.
+    """
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if asked is None:
+        return "cuda" if gpus else "cpu"
+    if asked not in known:
+        raise UserError(f"--device {asked}: no such device here; there is {', '.join(known)}")
+    return asked
 
 
 def require_agent(scene: SceneConfig, agent_id: int) -> None:

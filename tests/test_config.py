@@ -268,8 +268,23 @@ def test_an_unknown_agent_lists_those_there_are():
 def test_a_missing_checkpoint_lists_those_there_are(tmp_path):
     for name in ("epoch_10", "epoch_2"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / config.MANIFEST).touch()
     with pytest.raises(UserError, match=r"no checkpoint 'epoch_3'; .* has epoch_2, epoch_10"):
         config.find_checkpoint(tmp_path, "epoch_3")
+
+
+def test_an_unknown_device_lists_those_there_are(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert config.choose_device(None) == config.choose_device("cpu") == "cpu"
+    for name in ("cuda", "foo"):
+        with pytest.raises(UserError, match=f"--device {name}: no such device here; there is cpu$"):
+            config.choose_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [config.choose_device(name) for name in (None, "cuda:1")] == ["cuda", "cuda:1"]
+    with pytest.raises(UserError, match="there is cpu, cuda, cuda:0, cuda:1"):
+        config.choose_device("cuda:2")
 
 
 # --------------------------------------------------------------------------------------------------------- paths, doors

@@ -17,6 +17,7 @@ from typing import Any
 from robofactory.config import (
     SceneConfig,
     UserError,
+    choose_device,
     expert_results_dir,
     find_checkpoints,
     load_task_scene,
@@ -300,9 +301,7 @@ def hardware(device: str | None, workers: int | None, has_policies: bool) -> tup
     """Device of the policies, number of processes that simulate, threads in each; sets those of the policies."""
     import torch
 
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: there is no CUDA GPU; leave it away, or use cpu")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     cores = len(os.sched_getaffinity(0))
     workers = workers or cores
     num_threads = max(1, cores // workers)

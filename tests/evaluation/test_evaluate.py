@@ -10,7 +10,16 @@ import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
 
-from robofactory.config import UserError, find_checkpoints, look_of, overridden, to_yaml, with_look, with_pictures
+from robofactory.config import (
+    MANIFEST,
+    UserError,
+    find_checkpoints,
+    look_of,
+    overridden,
+    to_yaml,
+    with_look,
+    with_pictures,
+)
 from robofactory.evaluation import evaluate, playing, results
 from robofactory.evaluation.ablations import Ablation
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
@@ -26,6 +35,7 @@ def trained(home: Path, agent: int, num: int, *names: str) -> Path:
     run = home / "checkpoints" / "openvla" / f"{TASK}_Agent{agent}_{num}"
     for name in names:
         (run / name).mkdir(parents=True)
+        (run / name / MANIFEST).touch()
     (run / "latest").symlink_to(names[-1])
     return run
 
