@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,6 +26,12 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the sa
 
 class UserError(ValueError):
     """Something the user can fix. The message is one line that says what is wrong and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """ " (did you mean 'evaluate'?)", or nothing where no known word is like it. `before` goes in front of the word."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {before + close[0]!r}?)" if close else ""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -314,7 +320,7 @@ def scene_file(task: str) -> Path:
     scenes: dict[Path, Any] = {path: OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))}
     files = {str(scene["task"]): path for path, scene in scenes.items()}
     if task not in files:
-        raise UserError(f"unknown task {task!r}{_did_you_mean(task, files)}; there are {', '.join(files)}")
+        raise UserError(f"unknown task {task!r}{did_you_mean(task, files)}; there are {', '.join(files)}")
     return files[task]
 
 
@@ -382,13 +388,7 @@ def _meant_key(error: Any) -> str:
     """The key of the same section that is spelled most alike."""
     section, _, name = str(error.full_key).rpartition(".")
     known = [entry.name for entry in dataclasses.fields(error.object_type)]
-    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {f'{section}.{guess[0]}' if section else guess[0]!r}?)" if guess else ""
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return did_you_mean(name, known, f"{section}." if section else "")
 
 
 def _require(ok: bool, source: Path | str, key: str, problem: str) -> None:

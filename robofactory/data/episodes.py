@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
+from robofactory import files
 from robofactory.config import SceneConfig, UserError, from_yaml, to_yaml
 from robofactory.data import lerobot
 from robofactory.shapes import Action, Observation
@@ -203,7 +204,7 @@ class DatasetWriter:
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            lerobot.write_atomically(path, data)
+            files.write_atomically(path, data)
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise UserError(

@@ -30,15 +30,16 @@ def main() -> None:
     args = parse_arguments()
     from tqdm import tqdm
 
-    from robofactory.data import inspection_page, lerobot
+    from robofactory.data import inspection_page
     from robofactory.data.findings import ERROR, find
     from robofactory.data.survey import survey
+    from robofactory.files import write_atomically
 
     facts = survey(args.dataset, progress=lambda episodes, total: tqdm(episodes, total=total, unit="episode", disable=None))  # fmt: skip
     found = find(facts)
     output = args.output or args.dataset / "inspection.html"
     try:
-        lerobot.write_atomically(output, inspection_page.as_page(facts, found).encode())
+        write_atomically(output, inspection_page.as_page(facts, found))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; choose another place with --output") from None
     print(f"{inspection_page.as_text(facts, found)}\n{output}")

@@ -6,7 +6,6 @@ interrupted evaluation keeps what was complete.
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any
 
 from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE, UserError
 from robofactory.evaluation.failures import STAGES
+from robofactory.files import write_atomically
 
 SUCCESS, FAILURE, CRASH, TIME_OUT = "success", "failure", "crash", "timeout"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
@@ -296,15 +296,6 @@ def load(directory: Path) -> Evaluation:
     }:
         raise UserError(f"{directory} has other fields than this version writes; evaluate again")
     return Evaluation(Protocol(**summary["protocol"]), [EpisodeResult(**episode) for episode in episodes])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _rate(successes: int, trials: int) -> dict[str, Any]:

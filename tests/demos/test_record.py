@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
+from robofactory import files
 from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe, relabelled_dir
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
@@ -57,7 +58,7 @@ def test_the_number_of_workers_does_not_change_a_bit(reference, tmp_path):
 
 def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch):
     """The disk is full at one agent's fourth episode; the same call goes on when there is room."""
-    write, count = lerobot.write_atomically, []
+    write, count = files.write_atomically, []
 
     def full_later(path, data):
         if path.name == "file-003.parquet" and "agent1" in str(path):
@@ -65,7 +66,7 @@ def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch)
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(lerobot, "write_atomically", full_later)
+    monkeypatch.setattr(files, "write_atomically", full_later)
     with pytest.raises(UserError, match="the disk is full"):
         record_made_up(tmp_path, workers=1)
     monkeypatch.undo()
