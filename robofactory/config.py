@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs"
 
 FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
-
+SEEDS_A_ROUND = 500  # of relabelling, so that each round has layouts of its own
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
 
@@ -149,7 +149,7 @@ class RelabelConfig:
     labelled by the expert with what it would have done (DAgger)."""
 
     num_rounds: int = 1
-    num_episodes: int = 60  # a round
+    num_episodes: int = 60  # a round, at most SEEDS_A_ROUND
     num_epochs: int = 2  # a round, over the demonstrations and everything relabelled so far
     learning_rate: float = 5.0e-4
 
@@ -424,6 +424,8 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     }
     for key, value in positive.items():
         _require(value > 0, path, key, f"must be positive, got {value}")
+    num_relabelled = recipe.relabel.num_episodes if recipe.relabel else 0
+    _require(num_relabelled <= SEEDS_A_ROUND, path, "relabel.num_episodes", f"must be at most {SEEDS_A_ROUND}, got {num_relabelled}")  # fmt: skip
     _require(
         0.0 < t.augment_crop_ratio <= 1.0,
         path,

@@ -196,6 +196,7 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("data.normalization=zscore", "data.normalization"),
         ("data.visual_detail=medium", "data.visual_detail"),
         ("data.image_width=null", "data.image_width"),
+        ("relabel.num_episodes=501", "relabel.num_episodes"),
     ],
 )
 def test_a_bad_value_names_its_key(override, key):

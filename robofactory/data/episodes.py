@@ -360,7 +360,7 @@ def read_finished(directory: Path) -> tuple[DatasetDescription, dict[str, Any]]:
     """
     meta = directory / "meta"
     if not (meta / "robofactory.json").is_file():
-        raise UserError(f"no dataset at {directory}; python -m robofactory.demos.record makes one")
+        raise UserError(f"no dataset at {directory}; robofactory record makes one")
     if not (meta / "info.json").is_file():
         complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
         command = "the command that began it, of robofactory record or import, continues it"

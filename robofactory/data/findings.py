@@ -79,8 +79,8 @@ def require_sound(
         if left:
             others = f" (also {', '.join(each.name for each in left[1:])})" if left[1:] else ""
             raise UserError(
-                f"{directory}: {left[0].name}: {left[0].what}{others}; {left[0].todo}. See python -m "
-                f"robofactory.data.inspect {directory}, or train anyway with data.accept='[{', '.join(names)}]'"
+                f"{directory}: {left[0].name}: {left[0].what}{others}; {left[0].todo}. See robofactory "
+                f"inspect {directory}, or train anyway with data.accept='[{', '.join(names)}]'"
             )
 
 

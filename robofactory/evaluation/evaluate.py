@@ -35,7 +35,7 @@ EXPERT = "expert"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="eval.sh",
+        prog="robofactory evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
@@ -69,7 +69,6 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     add("--config", help="scene of the task, .yaml (default: the task's own)")
     add(
         "--checkpoint",
-        default="latest",
         help="epoch_N, latest, or the path of a checkpoint directory (it has a '/'), where '{agent}' stands for the "
         "agent's number (default: latest)",
     )
@@ -112,13 +111,17 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     add(
         "--batch",
         type=int,
-        help="episodes that the policies answer together, of twice as many (default: 4; 8 on a GPU)",
+        help="so many episodes make one batch for the policies, while as many others are simulated (default: 4; 8 on a GPU)",
     )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
     add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
     add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     args = parser.parse_intermixed_args(arguments)
+    of_policies = ("checkpoint", "data_num", "dataset", "batch", "device")
+    if args.policy == EXPERT and (given := [name for name in of_policies if getattr(args, name) is not None]):
+        raise UserError(f"--policy expert has no use for --{given[0]}; leave it away")
+    args.checkpoint = args.checkpoint or "latest"
     for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1, "batch": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:

@@ -31,7 +31,7 @@ LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="train.sh",
+        prog="robofactory train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\

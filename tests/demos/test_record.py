@@ -315,6 +315,7 @@ def test_relabelling_without_policies_says_how_to_train_them(tmp_path, monkeypat
     [
         (["--round", "1", "--width", "64"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "-1"], "--round must not be negative, got -1"),
+        (["--round", "1", "--num", "501"], "--num 501: a round has at most 500"),
         (["--round", "1", "visual_detail=low"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "9", "--recipe", "robot_openvla_tiny"], "--round 9: the recipe has rounds 0 to"),
         (["data.num_episodes=3"], "data.num_episodes=3: only a recipe has such keys; name it with --recipe"),

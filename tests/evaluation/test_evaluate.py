@@ -116,6 +116,8 @@ def test_a_path_may_stand_for_every_agent(home):
         (["--task", TASK, "--time_limit", "0"], "--time_limit 0: must be above 0"),
         (["--task", TASK, "--ablate", "blackout=left"], "no view 'left'; it has side, overhead, wrist"),
         (["--task", TASK, "--policy", "expert", "--ablate", "light"], "the expert looks at no pictures"),
+        (["--task", TASK, "--policy", "expert", "--checkpoint", "latest"], "expert has no use for --checkpoint; leave"),
+        (["--task", TASK, "--policy", "expert", "--batch", "2"], "expert has no use for --batch; leave it away"),
     ],
 )
 def test_a_mistake_is_one_line(home, arguments, message):
