@@ -228,7 +228,10 @@ def train(
     # ---- data: looked at, split by episode, encoded by the codec that is saved with the policy
     relabelled = [relabelled_dir(task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
     demonstrations = dataset_dir(task, agent_id, num_demonstrations)
-    on_this_disk = [Path(place) for place in locate_datasets(demonstrations, recipe).values() if "://" not in place]
+    places = locate_datasets(demonstrations, recipe).values()
+    on_this_disk = [Path(place) for place in places if "://" not in place]
+    if topology.is_main and (passing := ", ".join(place for place in places if "://" in place)):
+        print(f"not looked at before training: {passing}; `robofactory inspect` takes a copy on a disk")
     require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept, recipe.data.pass_through)
     data = load_splits(demonstrations, recipe, relabelled)
     codec, meter = data.codec, Meter(data.codec, device)
