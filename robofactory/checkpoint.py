@@ -35,7 +35,7 @@ from robofactory.model.lora import adapter_name, load_untrained, save_adapter_co
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 
 ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
-FORMAT = 1  # of the manifest, and of all that it lists
+FORMAT = 1  # of the manifest
 
 
 def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str = "cpu") -> OpenVLA:

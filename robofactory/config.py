@@ -29,7 +29,11 @@ class UserError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
-    """ " (did you mean 'evaluate'?)", or nothing where no known word is like it. `before` goes in front of the word."""
+    """For the end of a line that refuses a word: the known one that is most like it, if any is.
+
+    Args:
+        before: goes in front of that.
+    """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {before + close[0]!r}?)" if close else ""
 
