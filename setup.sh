@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC1090,SC1091,SC2016
-# Sourced by train.sh, eval.sh, test.sh and runs/laptop.sh; or run by itself: bash setup.sh
+# Sourced by train.sh, eval.sh, test.sh, runs/laptop.sh and runs/openvla_7b.sh; or run by itself: bash setup.sh
 #
 #   set_up                     makes .venv with everything in it, and a Vulkan driver if nothing here can render
 #   set_up_without_renderer    only .venv

@@ -27,7 +27,7 @@ def play(env, seed, next_actions, max_steps):
     actions = []
     for step in range(max_steps):
         actions.append(np.stack(next_actions(expert, step)))
-        _, _, _, _, info = env.step({f"panda-{k}": action for k, action in enumerate(actions[-1])})
+        _, _, _, _, info = env.step(dict(zip(env.unwrapped.agent_names, actions[-1], strict=True)))
         if info["success"].item():
             return True, np.stack(actions)
     return False, np.stack(actions)

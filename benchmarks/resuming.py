@@ -6,6 +6,7 @@ Compared bit by bit: weights, optimizer, guard, log, every line of metrics.jsonl
 on this machine's CPU, in processes of their own.
 """
 
+import argparse
 import os
 import shutil
 import signal
@@ -61,6 +62,7 @@ def stopped_during(update: int, micro: int) -> mock._patch:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{'stopped':<22}{'steps':>6}   different from the undisturbed run")
     failed = False
     for name, (world_size, overrides, update, micro) in WAYS.items():

@@ -1,8 +1,9 @@
 """`robofactory STAGE ...`: names the stages of the pipeline and hands over to their files; nothing else."""
 
-import difflib
 import runpy
 import sys
+
+from robofactory.config import did_you_mean
 
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
@@ -31,9 +32,9 @@ def main() -> None:
         return
     name, *rest = arguments
     if name not in STAGES:
-        close = difflib.get_close_matches(name, STAGES, n=1)
-        guess = f" (did you mean {close[0]!r}?)" if close else ""
-        print(f"error: unknown stage {name!r}{guess}; there are {', '.join(STAGES)}", file=sys.stderr)
+        print(
+            f"error: unknown stage {name!r}{did_you_mean(name, STAGES)}; there are {', '.join(STAGES)}", file=sys.stderr
+        )
         sys.exit(2)
     module, _ = STAGES[name]
     sys.argv = [f"robofactory {name}", *rest]

@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from robofactory.codec.codec import Codec
-from robofactory.config import RecipeConfig, UserError, find_weights, from_yaml, to_yaml
+from robofactory.config import MANIFEST, RecipeConfig, UserError, find_weights, from_yaml, to_yaml
 from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors, twin
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 
 ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
-MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest
 
 
 def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str = "cpu") -> OpenVLA:
@@ -46,8 +46,11 @@ def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str =
     """
     m, proprio_dim = recipe.model, codec.proprio_dim if codec.use_proprio else None
     if m.architecture is None:
-        return load_untrained(m, find_weights(m.model_name), proprio_dim, device)
-    return build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
+        model = load_untrained(m, find_weights(m.model_name), proprio_dim, device)
+    else:
+        model = build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
+    model.in_float32 = m.torch_dtype == "float32"
+    return model
 
 
 def saved_tensors(model: OpenVLA) -> dict[str, dict[str, torch.Tensor]]:
@@ -148,7 +151,7 @@ def write_manifest(directory: Path, update: int, keep: bool) -> None:
     for path in sorted(directory.iterdir()):
         _flush_to_disk(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    content = {"format": 1, "update": update, "keep": keep, "files": files}
+    content = {"format": FORMAT, "update": update, "keep": keep, "files": files}
     temporary = directory / f".{MANIFEST}.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     _flush_to_disk(temporary)
@@ -236,7 +239,8 @@ def _manifest(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is damaged{_another(directory)}") from None
-    if not isinstance(content, dict) or content.keys() != {"format", "update", "keep", "files"}:
+    keys = {"format", "update", "keep", "files"}
+    if not isinstance(content, dict) or content.keys() != keys or content["format"] != FORMAT:
         raise UserError(f"{path} is not one of ours, or of another version{_another(directory)}")
     return content
 
@@ -302,11 +306,14 @@ def load_trained(directory: Path, model: OpenVLA) -> None:
 
 
 def load_recipe_of(directory: Path) -> RecipeConfig:
-    """The resolved recipe that a checkpoint was trained with."""
+    """The resolved recipe that a checkpoint was trained with. Raises UserError where this version does not know it."""
     path = directory / CONFIG
     if not path.is_file():
         raise UserError(f"{directory} is no checkpoint: it has no {CONFIG}")
-    return from_yaml(RecipeConfig, path.read_text())
+    try:
+        return from_yaml(RecipeConfig, path.read_text(encoding="utf-8"), str(path))
+    except UserError as error:
+        raise UserError(f"{error}; use the version of robofactory that wrote it") from None
 
 
 def load_training_state(directory: Path) -> dict[str, Any]:

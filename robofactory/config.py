@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,13 +19,23 @@ PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs"
 
 FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
-
+SEEDS_A_ROUND = 500  # of relabelling, so that each round has layouts of its own
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
 
 
 class UserError(ValueError):
     """Something the user can fix. The message is one line that says what is wrong and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """For the end of a line that refuses a word: the known one that is most like it, if any is.
+
+    Args:
+        before: goes in front of that.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {before + close[0]!r}?)" if close else ""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -84,7 +94,8 @@ class ModelConfig:
     lora_dropout: float = 0.0
     lora_vision: bool = False  # adapters in the vision towers too; their activations are then kept for backward
     quantize: str | None = None  # nf4: the frozen language layers in 4 bits (QLoRA), for cards of 24 GB
-    torch_dtype: str = "bfloat16"
+    torch_dtype: str = "bfloat16"  # or float32: what it computes in (bfloat16 where the device is fast in it), and what
+    # the frozen part of published weights is kept in; what is trained is kept in float32
     global_token: bool = True  # one token per view besides its patches (257 instead of 256 at 224 px)
     use_proprio: bool = False
     architecture: ArchitectureConfig | None = None  # given: trained from scratch at these sizes
@@ -142,7 +153,7 @@ class RelabelConfig:
     labelled by the expert with what it would have done (DAgger)."""
 
     num_rounds: int = 1
-    num_episodes: int = 60  # a round
+    num_episodes: int = 60  # a round, at most SEEDS_A_ROUND
     num_epochs: int = 2  # a round, over the demonstrations and everything relabelled so far
     learning_rate: float = 5.0e-4
 
@@ -250,7 +261,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> RecipeConfi
     recipes = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
     if not path.is_file():
         raise UserError(f"unknown recipe {name_or_path!r}; there are {', '.join(recipes)}, or give a .yaml file")
-    recipe = _load(RecipeConfig, path, overrides)
+    recipe = from_yaml(RecipeConfig, path.read_text(encoding="utf-8"), str(path), overrides)
     _check_recipe(recipe, path)
     return recipe
 
@@ -280,9 +291,26 @@ def load_scene(path: str | Path, overrides: Sequence[str] = ()) -> SceneConfig:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no scene file {path}; the tasks' own are in {CONFIGS / 'table'}")
-    scene = _load(SceneConfig, path, overrides)
-    _check_scene(scene, path)
+    scene = from_yaml(SceneConfig, path.read_text(encoding="utf-8"), str(path), overrides)
+    _check_scene(scene, str(path))
     return scene
+
+
+def overridden(scene: SceneConfig, overrides: Sequence[str]) -> SceneConfig:
+    """The scene with overrides on top. Raises UserError as `load_scene`."""
+    source = f"the scene of {scene.task}"
+    changed = from_yaml(SceneConfig, to_yaml(scene), source, overrides)
+    _check_scene(changed, source)
+    return changed
+
+
+def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:
+    """The scene with other meshes, or another size (px) of every camera; None leaves what it has."""
+    cameras = [
+        dataclasses.replace(camera, width=width or camera.width, height=height or camera.height)
+        for camera in scene.cameras
+    ]
+    return dataclasses.replace(scene, cameras=cameras, visual_detail=visual_detail or scene.visual_detail)
 
 
 def scene_file(task: str) -> Path:
@@ -296,7 +324,7 @@ def scene_file(task: str) -> Path:
     scenes: dict[Path, Any] = {path: OmegaConf.load(path) for path in sorted((CONFIGS / "table").glob("*.yaml"))}
     files = {str(scene["task"]): path for path, scene in scenes.items()}
     if task not in files:
-        raise UserError(f"unknown task {task!r}{_did_you_mean(task, files)}; there are {', '.join(files)}")
+        raise UserError(f"unknown task {task!r}{did_you_mean(task, files)}; there are {', '.join(files)}")
     return files[task]
 
 
@@ -320,61 +348,56 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
-def from_yaml(kind: type[Config], text: str) -> Config:
-    """The inverse of `to_yaml`."""
-    from omegaconf import OmegaConf
+def from_yaml(
+    kind: type[Config], text: str, source: str = "the configuration", overrides: Sequence[str] = ()
+) -> Config:
+    """The inverse of `to_yaml`, with overrides on top. What the text does not say has its default.
 
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(text)))  # type: ignore
-
-
-def _load(kind: type[Config], path: Path, overrides: Sequence[str]) -> Config:
+    Raises:
+        UserError: not valid YAML, an unknown or missing key, a value of the wrong type; the line names the source, or
+            the override, and the key.
+    """
     from omegaconf import MissingMandatoryValue, OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
     from yaml import YAMLError
 
-    source, defaults = str(path), OmegaConf.structured(kind)
+    defaults, at = OmegaConf.structured(kind), source
     try:
-        given = OmegaConf.load(path)
+        given = OmegaConf.create(text)
         if not OmegaConf.is_dict(given):
             raise UserError(f"{source}: expected keys with values, not a list")
         config = OmegaConf.merge(defaults, given)
         for override in overrides:
-            source = f"override {override!r}"
+            at = f"override {override!r}"
             key, equals, value = override.partition("=")
             if not (key and equals):
-                raise UserError(f"{source}: expected section.key=value")
+                raise UserError(f"{at}: expected section.key=value")
             parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
             OmegaConf.update(given, key, parsed["value"], merge=True)
             config = OmegaConf.merge(defaults, given)
-        source = str(path)
+        at = source
         return OmegaConf.to_object(config)  # type: ignore[return-value]
     except ConfigKeyError as error:
-        raise UserError(f"{source}: unknown key {str(error.full_key)!r}{_meant_key(error)}") from None
+        raise UserError(f"{at}: unknown key {str(error.full_key)!r}{_meant_key(error)}") from None
     except MissingMandatoryValue as error:
-        raise UserError(f"{source}: key {error.full_key!r} is missing") from None
+        raise UserError(f"{at}: key {error.full_key!r} is missing") from None
     except (OmegaConfBaseException, TypeError, IndexError) as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{source}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{at}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
     except YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{at}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _meant_key(error: Any) -> str:
     """The key of the same section that is spelled most alike."""
     section, _, name = str(error.full_key).rpartition(".")
     known = [entry.name for entry in dataclasses.fields(error.object_type)]
-    guess = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {f'{section}.{guess[0]}' if section else guess[0]!r}?)" if guess else ""
+    return did_you_mean(name, known, f"{section}." if section else "")
 
 
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _require(ok: bool, path: Path, key: str, problem: str) -> None:
+def _require(ok: bool, source: Path | str, key: str, problem: str) -> None:
     if not ok:
-        raise UserError(f"{path}: key {key!r}: {problem}")
+        raise UserError(f"{source}: key {key!r}: {problem}")
 
 
 def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
@@ -405,6 +428,8 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
     }
     for key, value in positive.items():
         _require(value > 0, path, key, f"must be positive, got {value}")
+    num_relabelled = recipe.relabel.num_episodes if recipe.relabel else 0
+    _require(num_relabelled <= SEEDS_A_ROUND, path, "relabel.num_episodes", f"must be at most {SEEDS_A_ROUND}, got {num_relabelled}")  # fmt: skip
     _require(
         0.0 < t.augment_crop_ratio <= 1.0,
         path,
@@ -434,110 +459,129 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         _require(m.use_lora or not value, path, key, "is for adapters; set model.use_lora to true, or leave it out")
 
 
-def _check_scene(scene: SceneConfig, path: Path) -> None:
+def _check_scene(scene: SceneConfig, source: str) -> None:
     _require(
-        scene.visual_detail in ("full", "low"), path, "visual_detail", f"{scene.visual_detail!r} is none of full, low"
+        scene.visual_detail in ("full", "low"), source, "visual_detail", f"{scene.visual_detail!r} is none of full, low"
     )
     _require(
         scene.control_freq_hz > 0 and scene.sim_freq_hz % scene.control_freq_hz == 0,
-        path,
+        source,
         "sim_freq_hz",
         f"{scene.sim_freq_hz} is no multiple of control_freq_hz={scene.control_freq_hz}",
     )
-    _require(scene.max_episode_steps > 0, path, "max_episode_steps", f"must be positive, got {scene.max_episode_steps}")
+    _require(
+        scene.max_episode_steps > 0, source, "max_episode_steps", f"must be positive, got {scene.max_episode_steps}"
+    )
     for index, robot in enumerate(scene.robots):
         _require(
-            len(robot.position) == 3, path, f"robots[{index}].position", f"needs 3 numbers, got {len(robot.position)}"
+            len(robot.position) == 3, source, f"robots[{index}].position", f"needs 3 numbers, got {len(robot.position)}"
         )
         _require(
             len(robot.rest_qpos) == 9,
-            path,
+            source,
             f"robots[{index}].rest_qpos",
             f"needs 9 numbers, got {len(robot.rest_qpos)}",
         )
     for name, thing in scene.objects.items():
         for key, length in {"position": 3, "randomize_position": 3, "quaternion": 4}.items():
             count = len(getattr(thing, key))
-            _require(count == length, path, f"objects.{name}.{key}", f"needs {length} numbers, got {count}")
-        _require(thing.mass_kg > 0, path, f"objects.{name}.mass_kg", f"must be positive, got {thing.mass_kg}")
-        _require(thing.friction >= 0, path, f"objects.{name}.friction", f"must not be negative, got {thing.friction}")
+            _require(count == length, source, f"objects.{name}.{key}", f"needs {length} numbers, got {count}")
+        _require(thing.mass_kg > 0, source, f"objects.{name}.mass_kg", f"must be positive, got {thing.mass_kg}")
+        _require(thing.friction >= 0, source, f"objects.{name}.friction", f"must not be negative, got {thing.friction}")
     lights = {"ambient_rgb": scene.lighting.ambient_rgb}
     for index, lamp in enumerate(scene.lighting.lamps):
         lights |= {f"lamps[{index}].direction": lamp.direction, f"lamps[{index}].rgb": lamp.rgb}
     for key, numbers in lights.items():
-        _require(len(numbers) == 3, path, f"lighting.{key}", f"needs 3 numbers, got {len(numbers)}")
+        _require(len(numbers) == 3, source, f"lighting.{key}", f"needs 3 numbers, got {len(numbers)}")
     uids = [camera.uid for camera in scene.cameras]
     for index, camera in enumerate(scene.cameras):
         at = f"cameras[{index}]"
-        _require(uids.count(camera.uid) == 1, path, f"{at}.uid", f"{camera.uid!r} is there twice")
-        _require(len(camera.position) == 3, path, f"{at}.position", f"needs 3 numbers, got {len(camera.position)}")
+        _require(uids.count(camera.uid) == 1, source, f"{at}.uid", f"{camera.uid!r} is there twice")
+        _require(len(camera.position) == 3, source, f"{at}.position", f"needs 3 numbers, got {len(camera.position)}")
         for key, length in {"quaternion": 4, "target": 3}.items():
             numbers = getattr(camera, key)
             _require(
-                numbers is None or len(numbers) == length, path, f"{at}.{key}", f"needs {length} numbers, got {numbers}"
+                numbers is None or len(numbers) == length,
+                source,
+                f"{at}.{key}",
+                f"needs {length} numbers, got {numbers}",
             )
         _require(
-            (camera.quaternion is None) != (camera.target is None), path, at, "give quaternion or target, not both"
+            (camera.quaternion is None) != (camera.target is None), source, at, "give quaternion or target, not both"
         )
         _require(
             (camera.mount_agent is None) == (camera.mount_link is None),
-            path,
+            source,
             at,
             "mount_agent and mount_link go together",
         )
         _require(
             camera.width > 0 and camera.height > 0,
-            path,
+            source,
             f"{at}.width",
             f"{camera.width}x{camera.height} is no image size",
         )
-        _require(0 < camera.fov_rad < 3.1415926, path, f"{at}.fov_rad", f"must be in (0, pi), got {camera.fov_rad}")
+        _require(0 < camera.fov_rad < 3.1415926, source, f"{at}.fov_rad", f"must be in (0, pi), got {camera.fov_rad}")
         _require(
             camera.mount_agent is None or 0 <= camera.mount_agent < len(scene.robots),
-            path,
+            source,
             f"{at}.mount_agent",
             f"there is no agent {camera.mount_agent}",
         )
     for view, pattern in scene.views.items():
         odd = "{" in pattern.replace("{agent}", "") or "}" in pattern.replace("{agent}", "")
-        _require(not odd, path, f"views.{view}", f"{pattern!r}: only {{agent}} may stand in braces")
+        _require(not odd, source, f"views.{view}", f"{pattern!r}: only {{agent}} may stand in braces")
         for agent in range(len(scene.robots)):
             uid = pattern.format(agent=agent)
-            _require(uid in uids, path, f"views.{view}", f"no camera {uid!r}; there are {', '.join(uids)}")
+            _require(uid in uids, source, f"views.{view}", f"no camera {uid!r}; there are {', '.join(uids)}")
+
+
+# What decides how a scene's pictures look, beside the robots and objects in them and whose meshes these have.
+LOOK = ("visual_detail", "shader", "lighting", "cameras", "views")
 
 
 def look_of(scene: SceneConfig) -> dict[str, Any]:
     """How the scene's pictures look, as a codec keeps it: what a policy must meet again wherever it acts."""
-    cameras = {camera.uid: camera for camera in scene.cameras}
-    sizes = {view: cameras[uid.format(agent=0)] for view, uid in scene.views.items()}
-    return {
-        "visual_detail": scene.visual_detail,
-        "shader": scene.shader,
-        "camera_sizes": {view: [camera.width, camera.height] for view, camera in sizes.items()},  # px
-    }
+    content = dataclasses.asdict(scene)
+    return {key: content[key] for key in LOOK} | {"original_meshes": scene.assets_dir is not None}
 
 
 def with_look(scene: SceneConfig, look: dict[str, Any]) -> SceneConfig:
     """The scene with pictures that look as `look_of` says.
 
+    A look that an earlier version kept says less, and of the cameras their sizes alone; the rest stays the scene's.
+
     Raises:
-        UserError: the look has a view that the scene has not.
+        UserError: the look has a view that the scene has not, or meshes that the scene does not say the place of.
     """
-    size_of: dict[str, list[int]] = {}
-    for view, size in look["camera_sizes"].items():
+    from omegaconf import OmegaConf
+
+    content = dataclasses.asdict(scene)
+    for view, (width, height) in look.get("camera_sizes", {}).items():  # px
         if view not in scene.views:
             raise UserError(f"{scene.task} has no view {view!r}; it has {', '.join(scene.views)}")
-        size_of |= {scene.views[view].format(agent=agent): size for agent in range(scene.num_agents)}
-    cameras = [
-        dataclasses.replace(camera, width=size_of[camera.uid][0], height=size_of[camera.uid][1])
-        if camera.uid in size_of
-        else camera
-        for camera in scene.cameras
-    ]
-    return dataclasses.replace(scene, visual_detail=look["visual_detail"], shader=look["shader"], cameras=cameras)
+        uids = [scene.views[view].format(agent=agent) for agent in range(scene.num_agents)]
+        for camera in content["cameras"]:
+            if camera["uid"] in uids:
+                camera |= {"width": width, "height": height}
+    content |= {key: look[key] for key in LOOK if key in look}
+    if look.get("original_meshes") and scene.assets_dir is None:
+        raise UserError("the policy was trained on pictures of RoboFactory's own meshes; say where they are: assets_dir=DIRECTORY")  # fmt: skip
+    if look.get("original_meshes") is False:
+        content["assets_dir"] = None
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SceneConfig), content))  # type: ignore[return-value]
+
+
+def look_differences(one: SceneConfig, other: SceneConfig) -> list[str]:
+    """What is not the same in the looks of two scenes."""
+    ours, theirs = look_of(one), look_of(other)
+    return [key for key in ours if ours[key] != theirs[key]]
 
 
 # ----------------------------------------------------------------------------------------------------------- paths
+
+
+MANIFEST = "manifest.json"  # of a checkpoint: a directory without it is none
 
 
 def home() -> Path:
@@ -577,9 +621,7 @@ def find_checkpoint(run: Path, checkpoint: str) -> Path:
         return directory.resolve()
     if not run.is_dir():
         raise UserError(f"no trained policy in {run}; train it first: bash train.sh --help")
-    names = sorted(
-        (p.name for p in run.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda n: (len(n), n)
-    )
+    names = sorted((path.parent.name for path in run.glob(f"[!.]*/{MANIFEST}")), key=lambda n: (len(n), n))
     raise UserError(f"no checkpoint {checkpoint!r}; {run} has {', '.join(names) or 'none'}")
 
 
@@ -663,6 +705,23 @@ def find_weights(model_name: str, files: Sequence[str] = ("*.json", "*.safetenso
             f"no weights for model.model_name={model_name!r}: no such directory, and the hub says {reason!r}; "
             f"give a directory with the published weights, or {tiny}"
         ) from None
+
+
+def choose_device(asked: str | None) -> str:
+    """The device that `--device` asks for; a CUDA GPU, if there is one, where it asks for none.
+
+    Raises:
+        UserError: there is no such device; the line lists those there are.
+    """
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if asked is None:
+        return "cuda" if gpus else "cpu"
+    if asked not in known:
+        raise UserError(f"--device {asked}: no such device here; there is {', '.join(known)}")
+    return asked
 
 
 def require_agent(scene: SceneConfig, agent_id: int) -> None:

@@ -32,7 +32,8 @@ class Observation:
 Action = Float32[np.ndarray, " a"]
 
 # Of a Panda's actions and proprio.
-JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, 8)), "gripper")
+NUM_JOINTS = 7  # before the gripper
+JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, NUM_JOINTS + 1)), "gripper")
 GRIPPER_CLOSED_M, GRIPPER_OPEN_M = -0.01, 0.04  # finger joint targets of the commands -1 and +1 (ManiSkill's Panda)
 
 

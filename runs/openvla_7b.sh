@@ -39,8 +39,7 @@ run_command(lambda: print(load_recipe(sys.argv[1], sys.argv[2:]).data.num_episod
 PYTHON
 )"
 
-# ---- demonstrations, and a policy for each agent
-"$python" -m robofactory.demos.record --task "$task" --recipe robot_openvla "${overrides[@]}"
+# ---- demonstrations where there are none, and a policy for each agent
 for agent in 0 1; do
     bash "$root/train.sh" --policy openvla --task "$task" --agent_id "$agent" --gpus "$gpus" --resume "${overrides[@]}"
 done

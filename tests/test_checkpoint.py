@@ -125,11 +125,21 @@ def test_one_flipped_bit_is_found_and_another_checkpoint_named(parts, tmp_path, 
         load(tmp_path / "epoch_2")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 2}', "\0"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 2}', "\0", '{"format": 2, "update": 1, "keep": true, "files": {}}'])  # fmt: skip
 def test_a_foreign_manifest_is_refused(parts, tmp_path, content):
     checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
     (tmp_path / "epoch_1" / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json is (damaged|not one of ours)"):
+        Policy.load(tmp_path / "epoch_1")
+
+
+def test_a_recipe_of_another_version_is_one_line(parts, tmp_path):
+    """A key that this version does not know was a trace from deep inside."""
+    checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
+    path = tmp_path / "epoch_1" / "config.yaml"
+    path.write_text(path.read_text() + "deployment:\n  robot: panda\n")
+    checkpoint.write_manifest(tmp_path / "epoch_1", update=1, keep=True)
+    with pytest.raises(UserError, match=r"config\.yaml: unknown key 'deployment'.*; use the version of robofactory"):
         Policy.load(tmp_path / "epoch_1")
 
 
@@ -211,8 +221,11 @@ def test_only_what_was_saved_to_go_is_deleted(parts, tmp_path):
 
 
 def test_an_unknown_checkpoint_lists_those_there_are(parts, tmp_path):
+    """And nothing else: a run has its offline W&B runs and the steps to replay beside them."""
     checkpoint.save(tmp_path / "run", "epoch_1", *parts, STATE)
-    with pytest.raises(UserError, match=r"no checkpoint 'epoch_7'; .*latest, epoch_1"):
+    for other in ("wandb", "replay/step_3"):
+        (tmp_path / "run" / other).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no checkpoint 'epoch_7'; .* has latest, epoch_1$"):
         find_checkpoint(tmp_path / "run", "epoch_7")
     with pytest.raises(UserError, match="train it first"):
         find_checkpoint(tmp_path / "nothing", "latest")

@@ -1,4 +1,3 @@
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from robofactory.config import RecipeConfig, SceneConfig, UserError, load_recipe
 
 SCENE = config.CONFIGS / "table" / "lift_barrier.yaml"
 
-# The configuration of SEED.md, as the user wrote it.
+# The configuration of the specification, to the letter.
 SEED = """
 model:
   model_name: "openvla/openvla-7b"
@@ -67,15 +66,6 @@ def scene_message(*overrides: str) -> str:
 def test_the_published_recipe_is_the_seeds_snippet():
     """Same sections, same keys, same values: what the seed does not show is a default, not a line of the file."""
     assert yaml.safe_load((config.CONFIGS / "robot_openvla.yaml").read_text()) == yaml.safe_load(SEED)
-
-
-def test_the_snippet_here_is_the_seeds_own():
-    seed = Path(__file__).parents[2] / "shared" / "SEED.md"
-    if not seed.exists():
-        pytest.skip("SEED.md lies beside the repository on the machines of its makers only")
-    snippets = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", seed.read_text(), re.DOTALL)]
-    assert yaml.safe_load(SEED) in snippets
-    assert yaml.safe_load(REDUCE_BATCH_SIZE + ADD_ACCUMULATION) in snippets
 
 
 def test_the_7b_trains_with_the_seeds_batch_size():
@@ -135,6 +125,13 @@ def test_a_scene_survives_the_way_through_a_dataset():
     assert config.from_yaml(SceneConfig, config.to_yaml(scene)) == scene
 
 
+def test_overrides_of_a_scene_win_over_what_it_was():
+    scene = config.overridden(config.with_pictures(load_scene(SCENE), "low", 128, 96), ["cameras.0.width=64"])
+    assert [camera.width for camera in scene.cameras] == [64, 128, 128, 128, 128] and scene.visual_detail == "low"
+    with pytest.raises(UserError, match=r"the scene of LiftBarrier-rf: key 'cameras\[0\].width'"):
+        config.overridden(scene, ["cameras.0.width=-3"])
+
+
 def test_every_recipe_and_scene_of_the_package_loads():
     for path in config.CONFIGS.glob("*.yaml"):
         assert load_recipe(path.stem)
@@ -144,7 +141,8 @@ def test_every_recipe_and_scene_of_the_package_loads():
 
 
 def test_a_look_put_on_a_scene_is_the_look_it_has():
-    look = config.look_of(load_scene(SCENE, ["visual_detail=low", "cameras.0.width=64", "cameras.1.width=64"]))
+    other = ["visual_detail=low", "cameras.0.width=64", "cameras.2.fov_rad=1.0", "lighting.ambient_rgb=[1, 1, 1]"]
+    look = config.look_of(load_scene(SCENE, other))
     scene = load_scene(SCENE)
     assert config.look_of(scene) != look
     assert config.look_of(config.with_look(scene, look)) == look
@@ -198,6 +196,7 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("data.normalization=zscore", "data.normalization"),
         ("data.visual_detail=medium", "data.visual_detail"),
         ("data.image_width=null", "data.image_width"),
+        ("relabel.num_episodes=501", "relabel.num_episodes"),
     ],
 )
 def test_a_bad_value_names_its_key(override, key):
@@ -270,8 +269,23 @@ def test_an_unknown_agent_lists_those_there_are():
 def test_a_missing_checkpoint_lists_those_there_are(tmp_path):
     for name in ("epoch_10", "epoch_2"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / config.MANIFEST).touch()
     with pytest.raises(UserError, match=r"no checkpoint 'epoch_3'; .* has epoch_2, epoch_10"):
         config.find_checkpoint(tmp_path, "epoch_3")
+
+
+def test_an_unknown_device_lists_those_there_are(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert config.choose_device(None) == config.choose_device("cpu") == "cpu"
+    for name in ("cuda", "foo"):
+        with pytest.raises(UserError, match=f"--device {name}: no such device here; there is cpu$"):
+            config.choose_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [config.choose_device(name) for name in (None, "cuda:1")] == ["cuda", "cuda:1"]
+    with pytest.raises(UserError, match="there is cpu, cuda, cuda:0, cuda:1"):
+        config.choose_device("cuda:2")
 
 
 # --------------------------------------------------------------------------------------------------------- paths, doors

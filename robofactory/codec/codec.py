@@ -6,7 +6,6 @@ action <-> vocabulary ids                                                       
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from robofactory.codec.images import ImagePipeline, normalize
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import DatasetStatistics, Statistics, require_alike
 from robofactory.config import RecipeConfig, UserError, find_weights
+from robofactory.files import write_atomically
 from robofactory.shapes import Batch, Observation
 
 FILE = "codec.json"
@@ -318,8 +318,8 @@ class Codec:
     def save(self, directory: Path) -> None:
         """Write `codec.json`, and the tokenizer beside it if it is not the shipped one; each whole or not at all."""
         if self.prompt.tokenizer_name == TOKENIZER_FILE:
-            _write_atomically(directory / TOKENIZER_FILE, self.prompt.tokenizer_text)
-        _write_atomically(
+            write_atomically(directory / TOKENIZER_FILE, self.prompt.tokenizer_text)
+        write_atomically(
             directory / FILE, _readable(self._content() | {"fingerprint": _fingerprint(self._content())}) + "\n"
         )
 
@@ -384,12 +384,3 @@ def _readable(value: Any, indent: str = "") -> str:
     deeper = indent + "  "
     lines = [f"{deeper}{json.dumps(key)}: {_readable(entry, deeper)}" for key, entry in value.items()]
     return "{\n" + ",\n".join(lines) + "\n" + indent + "}"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -178,8 +178,8 @@ class Statistics:
 class DatasetStatistics:
     """What a policy keeps of one dataset that it was trained on.
 
-    look: what the pictures show that the codec does not decide (visual detail, shader, camera sizes); evaluation
-        compares it with its scene. Anything that JSON can hold.
+    look: how the pictures were rendered (`config.look_of`), which the codec does not decide; evaluation puts its scene
+        right by it. Empty for pictures of no scene of ours.
     num_episodes: that were trained on.
     """
 

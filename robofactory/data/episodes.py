@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
-from robofactory.config import UserError
+from robofactory import files
+from robofactory.config import SceneConfig, UserError, from_yaml, to_yaml
 from robofactory.data import lerobot
 from robofactory.shapes import Action, Observation
 
@@ -203,7 +204,7 @@ class DatasetWriter:
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            lerobot.write_atomically(path, data)
+            files.write_atomically(path, data)
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise UserError(
@@ -359,7 +360,7 @@ def read_finished(directory: Path) -> tuple[DatasetDescription, dict[str, Any]]:
     """
     meta = directory / "meta"
     if not (meta / "robofactory.json").is_file():
-        raise UserError(f"no dataset at {directory}; python -m robofactory.demos.record makes one")
+        raise UserError(f"no dataset at {directory}; robofactory record makes one")
     if not (meta / "info.json").is_file():
         complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
         command = "the command that began it, of robofactory record or import, continues it"
@@ -371,6 +372,17 @@ def is_complete(directory: Path, num_episodes: int) -> bool:
     """Whether a directory holds a finished dataset of this many episodes."""
     info = directory / "meta" / "info.json"
     return info.is_file() and lerobot.read_json(info)["total_episodes"] == num_episodes
+
+
+def require_scene(directory: Path, scene: SceneConfig) -> None:
+    """Raises UserError unless a finished dataset was recorded in this scene; the line says what differs."""
+    scene_yaml = read_finished(directory)[0].scene_yaml
+    if not scene_yaml:
+        raise UserError(f"{directory} was recorded in no scene of ours; leave --config away")
+    recorded = from_yaml(SceneConfig, scene_yaml, f"the scene of {directory}")
+    if recorded != scene:
+        there, given = _only_in_each(to_yaml(recorded), to_yaml(scene))
+        raise UserError(f"{directory} was recorded in another scene ({there[:100]} there, {given[:100]} by --config and the recipe); leave --config away, or delete it to record again")  # fmt: skip
 
 
 def _read_description(path: Path) -> DatasetDescription:
@@ -391,17 +403,17 @@ def _require_same(wanted: DatasetDescription, found: DatasetDescription, directo
     for field in dataclasses.fields(DatasetDescription):
         old, new = getattr(found, field.name), getattr(wanted, field.name)
         if old != new:
-            # Of a long text such as the scene, only the lines that differ.
-            was, now = ("; ".join(sorted(set(a) - set(b))) for a, b in _both_ways(old, new))
+            was, now = _only_in_each(old, new)
             raise UserError(
                 f"{directory} was recorded with another {field.name} ({was[:100]} there, {now[:100]} asked for); "
                 "delete it or choose another --num"
             )
 
 
-def _both_ways(old: Any, new: Any) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    a, b = ([line.strip() for line in str(value).splitlines()] for value in (old, new))
-    return (a, b), (b, a)
+def _only_in_each(old: Any, new: Any) -> tuple[str, str]:
+    """Of two values, what is in one alone: of a long text such as the scene, the lines that differ."""
+    lines = [[line.strip() for line in str(value).splitlines()] for value in (old, new)]
+    return tuple("; ".join(sorted(set(a) - set(b))) for a, b in (lines, lines[::-1]))  # type: ignore[return-value]
 
 
 def _require_finite(episode: Episode, name: str) -> None:

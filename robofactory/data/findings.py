@@ -6,7 +6,6 @@ demonstrations have none: "honest" below is what 400 episodes of LiftBarrier wer
 policies drove, two have a warning: the wrist turns by up to 0.24 rad in a step, 4.8 rad/s, as if something had hit it.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robofactory.config import UserError
+from robofactory.config import UserError, did_you_mean
 from robofactory.data.pictures import ViewFacts
 from robofactory.data.survey import SKETCH_ROWS, Survey, survey
 
@@ -67,8 +66,7 @@ def require_sound(
     errors = [name for name, kind in KINDS.items() if kind.level == ERROR]
     for name in accept:
         if name not in errors:
-            close = difflib.get_close_matches(name, errors, n=1)
-            guess = f" (did you mean {close[0]!r}?)" if close else ""
+            guess = did_you_mean(name, errors)
             raise UserError(f"data.accept: {name!r} is no error of a dataset{guess}; there are {', '.join(errors)}")
     for directory in directories:
         found = [
@@ -81,8 +79,8 @@ def require_sound(
         if left:
             others = f" (also {', '.join(each.name for each in left[1:])})" if left[1:] else ""
             raise UserError(
-                f"{directory}: {left[0].name}: {left[0].what}{others}; {left[0].todo}. See python -m "
-                f"robofactory.data.inspect {directory}, or train anyway with data.accept='[{', '.join(names)}]'"
+                f"{directory}: {left[0].name}: {left[0].what}{others}; {left[0].todo}. See robofactory "
+                f"inspect {directory}, or train anyway with data.accept='[{', '.join(names)}]'"
             )
 
 

@@ -13,16 +13,17 @@ from robofactory.config import UserError, run_command
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m robofactory.data.inspect",
+        prog="robofactory inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  python -m robofactory.data.inspect robofactory/data/LiftBarrier-rf_Agent0_150
-  python -m robofactory.data.inspect my/dataset --output my/report.html""",
+  robofactory inspect robofactory/data/LiftBarrier-rf_Agent0_150
+  robofactory inspect my/dataset --output my/report.html""",
     )
     parser.add_argument("dataset", type=Path, help="its directory")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
+    parser.add_argument("--pass_through", nargs="*", metavar="NAME", help="action dimensions that are in [-1, 1] already, as data.pass_through of the recipe; no name: none (default: those called gripper)")  # fmt: skip
     return parser.parse_args()
 
 
@@ -30,15 +31,23 @@ def main() -> None:
     args = parse_arguments()
     from tqdm import tqdm
 
-    from robofactory.data import inspection_page, lerobot
+    from robofactory.data import inspection_page
     from robofactory.data.findings import ERROR, find
     from robofactory.data.survey import survey
+    from robofactory.files import write_atomically
 
-    facts = survey(args.dataset, progress=lambda episodes, total: tqdm(episodes, total=total, unit="episode", disable=None))  # fmt: skip
+    facts = survey(
+        args.dataset,
+        pass_through=args.pass_through,
+        progress=lambda episodes, total: tqdm(episodes, total=total, unit="episode", disable=None),
+    )
+    if unknown := set(facts.passing) - set(facts.actions.names):
+        names = ", ".join(facts.actions.names)
+        raise UserError(f"--pass_through: no action dimension {sorted(unknown)[0]!r}; there are {names}")
     found = find(facts)
     output = args.output or args.dataset / "inspection.html"
     try:
-        lerobot.write_atomically(output, inspection_page.as_page(facts, found).encode())
+        write_atomically(output, inspection_page.as_page(facts, found))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; choose another place with --output") from None
     print(f"{inspection_page.as_text(facts, found)}\n{output}")

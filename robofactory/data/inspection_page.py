@@ -32,7 +32,6 @@ STYLE = """
 .finding b{margin-right:.5rem}.finding p{margin:.2rem 0 0;opacity:.75}figure{margin:1rem 0}figcaption{font-weight:600}
 .film img{width:100%}
 """
-Figures = list[tuple[str, UInt8[np.ndarray, "h w 3"]]]
 
 
 def as_text(facts: Survey, found: Sequence[Finding]) -> str:

@@ -4,7 +4,6 @@ Written from the format as LeRobot 0.4.4 and 0.6.1 load it, with pyarrow alone (
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,28 +170,6 @@ def data_file(directory: Path, episode: int) -> Path:
 def episodes_file(directory: Path) -> Path:
     """Where the lengths and instructions of all episodes lie."""
     return directory / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """After this the file is there and on the disk; if it fails, what was there before is untouched.
-
-    Raises:
-        OSError: as the file system says, e.g. ENOSPC; no half file remains.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
 
 
 def to_json(value: Any) -> bytes:

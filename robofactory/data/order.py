@@ -88,17 +88,17 @@ class Passes:
         first = int(np.searchsorted(bin_ends, skipped, side="right"))
         skipped -= int(bin_ends[first - 1]) if first else 0
         frames_of: dict[int, Int64[Tensor, " n"]] = {}  # of the episodes that give frames now
-        for bin in range(first, len(episodes)):
-            frames_of.pop(episodes[bin - self.window], None)
+        for bin_index in range(first, len(episodes)):
+            frames_of.pop(episodes[bin_index - self.window], None)
             parts = []
             for age in range(self.window):
-                episode = episodes[bin - age]
+                episode = episodes[bin_index - age]
                 if episode not in frames_of:
                     frames_of[episode] = self._shuffled(epoch, episode)
                 start, end = _part(len(frames_of[episode]), age, self.window)
                 parts.append(frames_of[episode][start:end])
             frames = torch.cat(parts)
-            yield frames[torch.randperm(len(frames), generator=self._generator("bin", epoch, bin))][skipped:]
+            yield frames[torch.randperm(len(frames), generator=self._generator("bin", epoch, bin_index))][skipped:]
             skipped = 0
 
     def _shuffled(self, epoch: int, episode: int) -> Int64[Tensor, " n"]:

@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int64
 from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import describe, read_episode, read_pictures, require_views
+from robofactory.files import write_atomically
 from robofactory.shapes import Action, Observation
 
 META = ("info.json", "robofactory.json", "stats.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet")
@@ -120,7 +121,7 @@ class StreamedReader:
             content = self._fetch(str(path.relative_to(self.cache)))
             try:
                 self._make_room()
-                lerobot.write_atomically(path, content)
+                write_atomically(path, content)
             except OSError as error:
                 raise UserError(f"cannot keep {path}: {error.strerror}; make room, or set a smaller data.stream_window") from None  # fmt: skip
         return path

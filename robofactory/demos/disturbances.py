@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from robofactory.shapes import Action
-
-NUM_JOINTS = 7
+from robofactory.shapes import NUM_JOINTS, Action
 
 # LiftBarrier's expert succeeded in 60 of 60 disturbed episodes, in 70 steps on average (126 at most). With pushes
 # of up to 0.12 rad, a chance of 0.06 a step and no last step: 36 of 50, in 117 steps.

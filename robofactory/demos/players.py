@@ -88,6 +88,7 @@ def play(env: Any, seed: int, max_steps: int, act: Act) -> tuple[list[Episode], 
     # Built anew: what PhysX keeps over a mere reset would make the last bits depend on the episodes before.
     env.reset(seed=seed, options={"reconfigure": True})
     expert = make_expert(env)
+    names = env.unwrapped.agent_names
     observations, labels, executed = [], [], []
     steps_left, succeeded = max_steps, False
     while steps_left > 0:
@@ -96,7 +97,7 @@ def play(env: Any, seed: int, max_steps: int, act: Act) -> tuple[list[Episode], 
         observations.append(seen)
         labels.append(answers)
         executed.append(actions)
-        info = env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
+        info = env.step(dict(zip(names, actions, strict=True)))[-1]
         steps_left -= 1
         if not succeeded and bool(info["success"]):
             succeeded, steps_left = True, min(steps_left, STEPS_AFTER_SUCCESS)

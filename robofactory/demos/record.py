@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from robofactory.config import (
     FIRST_EVALUATION_SEED,
+    SEEDS_A_ROUND,
     DataConfig,
     RecipeConfig,
     SceneConfig,
@@ -30,9 +31,11 @@ from robofactory.config import (
     load_recipe,
     load_task_scene,
     of_round,
+    overridden,
     relabelled_dir,
     run_command,
     to_yaml,
+    with_pictures,
 )
 
 if TYPE_CHECKING:
@@ -40,28 +43,27 @@ if TYPE_CHECKING:
 
 MAX_FAILURES_ON_END = 50
 POLICY = "openvla"  # the kind that --round lets drive
-SEEDS_A_ROUND = 500  # of relabelling: each has layouts of its own
 SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar on
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m robofactory.demos.record",
+        prog="robofactory record",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  python -m robofactory.demos.record --task LiftBarrier-rf --num 150
-  python -m robofactory.demos.record --task LiftBarrier-rf --num 20 --visual_detail low --width 128 --height 96
-  python -m robofactory.demos.record --task LiftBarrier-rf --num 10 objects.barrier.mass_kg=0.5
-  python -m robofactory.demos.record --task LiftBarrier-rf --recipe robot_openvla_tiny
-  python -m robofactory.demos.record --task LiftBarrier-rf --recipe robot_openvla_tiny --round 1
+  robofactory record --task LiftBarrier-rf --num 150
+  robofactory record --task LiftBarrier-rf --num 20 --visual_detail low --width 128 --height 96
+  robofactory record --task LiftBarrier-rf --num 10 objects.barrier.mass_kg=0.5
+  robofactory record --task LiftBarrier-rf --recipe robot_openvla_tiny
+  robofactory record --task LiftBarrier-rf --recipe robot_openvla_tiny --round 1
 
 Seeds are taken in order; those where the expert fails are dropped. Interrupted, even killed, the same command
 continues; the result is the same, bit for bit, for any number of workers and interruptions.""",
     )
     parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
-    parser.add_argument("--recipe", help="record as it says: number, noise and pictures of its data, or number of its relabel; what is given beside it counts more")  # fmt: skip
+    parser.add_argument("--recipe", help="take the number of episodes, the noise and the pictures from its data section (with --round the number from its relabel section), where no option or override here says otherwise")  # fmt: skip
     parser.add_argument("--num", type=int, help=f"episodes (default: {DataConfig.num_episodes})")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument("--noise", type=float, metavar="SHARE", help=f"share of the episodes with perturbed actions, the labels stay the expert's (default: {DataConfig.noise_share}; with --round 0)")  # fmt: skip
@@ -70,7 +72,7 @@ continues; the result is the same, bit for bit, for any number of workers and in
     parser.add_argument("--visual_detail", choices=["low", "full"], help="meshes to render (default: the scene's)")
     parser.add_argument("--width", type=int, help="of every camera, in px (default: the scene's)")
     parser.add_argument("--height", type=int, help="of every camera, in px (default: the scene's)")
-    parser.add_argument("--round", type=int, default=0, help="of training that the episodes are for; above 0, the latest policies drive and the expert labels (default: 0, demonstrations)")  # fmt: skip
+    parser.add_argument("--round", type=int, default=0, help="0: demonstrations of the expert. N: what training adds in its round N, the latest policies drive and the expert says what it would have done (default: 0)")  # fmt: skip
     parser.add_argument("--data_num", type=int, help="with --round: demonstrations the policies were trained on, the end of the run's name (default: the only one there is)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene, or the recipe")
     return parser.parse_intermixed_args()
@@ -94,10 +96,16 @@ def main() -> None:
         raise UserError(f"{' '.join(args.overrides)}: only a recipe has such keys; name it with --recipe")
     num_episodes = DataConfig.num_episodes if args.num is None else args.num
     if args.round > 0:
+        if num_episodes > SEEDS_A_ROUND:
+            raise UserError(f"--num {num_episodes}: a round has at most {SEEDS_A_ROUND}, so that the next has layouts of its own")  # fmt: skip
         relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
         return
-    scene = load_task_scene(args.task, args.config, [o for o in args.overrides if is_of_the_scene(o)])
+    for name, value in (("--width", args.width), ("--height", args.height)):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} must be positive, got {value}")
+    scene = load_task_scene(args.task, args.config)
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
+    scene = overridden(scene, [o for o in args.overrides if is_of_the_scene(o)])  # last, as they say most exactly what
     noise_share = DataConfig.noise_share if args.noise is None else args.noise
     record(scene, num_episodes, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
 
@@ -121,18 +129,6 @@ def fill_in(args: argparse.Namespace, recipe: RecipeConfig) -> None:
     for name, value in wanted.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-
-
-def with_pictures(scene: SceneConfig, visual_detail: str | None, width: int | None, height: int | None) -> SceneConfig:
-    """The scene with other meshes, or another size (px) of every camera; None leaves what it has."""
-    for name, value in (("--width", width), ("--height", height)):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be positive, got {value}")
-    cameras = [
-        dataclasses.replace(camera, width=width or camera.width, height=height or camera.height)
-        for camera in scene.cameras
-    ]
-    return dataclasses.replace(scene, cameras=cameras, visual_detail=visual_detail or scene.visual_detail)
 
 
 # ------------------------------------------------------------------------------------------------------- the recording
@@ -195,7 +191,7 @@ def record(
             if failures_on_end == MAX_FAILURES_ON_END:
                 raise UserError(
                     f"the expert failed on {failures_on_end} seeds on end, the last is {seed}; look at the scene with "
-                    "python -m robofactory.sim.env --config SCENE.yaml --render scene.png"
+                    "robofactory preview --config SCENE.yaml --render scene.png"
                 )
             if parts is not None:
                 for writer, part in zip(writers, parts, strict=True):

@@ -5,7 +5,6 @@ It draws from the episode's seed alone, so it is the same whoever plays the epis
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from robofactory.config import CameraConfig, LightingConfig, SceneConfig, UserError
+from robofactory.config import CameraConfig, LightingConfig, SceneConfig, UserError, did_you_mean
 from robofactory.shapes import Action, Observation, gripper_command
 
 STREAM = 2  # keeps these draws apart from the layout's, which come from the same seed
@@ -246,8 +245,7 @@ def read_ablations(asked: Sequence[str], scene: SceneConfig, has_policies: bool)
     for text in asked:
         name, equals, value = text.partition("=")
         if name not in KINDS:
-            close = difflib.get_close_matches(name, KINDS, n=1)
-            guess = f" (did you mean {close[0]!r}?)" if close else ""
+            guess = did_you_mean(name, KINDS)
             raise UserError(f"--ablate {text}: unknown ablation {name!r}{guess}; there are {', '.join(KINDS)}")
         kind = KINDS[name]
         if not has_policies and not kind.is_felt_by_expert:

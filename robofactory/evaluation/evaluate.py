@@ -17,10 +17,12 @@ from typing import Any
 from robofactory.config import (
     SceneConfig,
     UserError,
+    choose_device,
     expert_results_dir,
     find_checkpoints,
     load_task_scene,
-    look_of,
+    look_differences,
+    overridden,
     require_agent,
     results_dir,
     run_command,
@@ -33,7 +35,7 @@ EXPERT = "expert"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="eval.sh",
+        prog="robofactory evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
@@ -53,8 +55,8 @@ ablations, each played on the same seeds as the unchanged evaluation (without =V
   light=0.5  lamp_turn_deg=90      all light so many times as strong; lamps turned about the vertical
   camera_shift_m=0.02  camera_turn_deg=2    each camera by so much, in a random direction in every episode
 
-Any key of the scene may be overridden, for instance success.max_tilt_deg=5. Pictures are rendered as the policy was
-trained unless visual_detail or shader is overridden.""",
+Any key of the scene may be overridden, for instance success.max_tilt_deg=5. What cameras see is as the policy was
+trained (cameras, lighting, visual_detail, shader, meshes), but for what is overridden.""",
     )
     add = parser.add_argument
     add(
@@ -67,7 +69,6 @@ trained unless visual_detail or shader is overridden.""",
     add("--config", help="scene of the task, .yaml (default: the task's own)")
     add(
         "--checkpoint",
-        default="latest",
         help="epoch_N, latest, or the path of a checkpoint directory (it has a '/'), where '{agent}' stands for the "
         "agent's number (default: latest)",
     )
@@ -110,13 +111,17 @@ trained unless visual_detail or shader is overridden.""",
     add(
         "--batch",
         type=int,
-        help="episodes that the policies answer together, of twice as many (default: 4; 8 on a GPU)",
+        help="so many episodes make one batch for the policies, while as many others are simulated (default: 4; 8 on a GPU)",
     )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
     add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
     add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     args = parser.parse_intermixed_args(arguments)
+    of_policies = ("checkpoint", "data_num", "dataset", "batch", "device")
+    if args.policy == EXPERT and (given := [name for name in of_policies if getattr(args, name) is not None]):
+        raise UserError(f"--policy expert has no use for --{given[0]}; leave it away")
+    args.checkpoint = args.checkpoint or "latest"
     for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1, "batch": 1}.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -259,32 +264,37 @@ def scene_as_trained(scene: SceneConfig, looks: dict[int, dict[str, Any]], overr
     """
     if not looks:
         return scene
-    (first, look), *others = looks.items()
+    (first, as_trained), *others = ((agent, with_look(scene, look)) for agent, look in looks.items())
     for agent, other in others:
-        if other != look:
+        if differ := look_differences(as_trained, other):
             raise UserError(
-                f"agent {first} was trained on pictures with {describe(look)}, agent {agent} with {describe(other)}; "
-                f"train both alike, or evaluate each beside the expert (--partner expert --agent_id K)"
+                f"agent {first} was trained on pictures with {describe(as_trained)}, agent {agent} with "
+                f"{describe(other)}; they differ in {', '.join(differ)}: train both alike, or evaluate each beside the "
+                "expert (--partner expert --agent_id K)"
             )
-    if not look:
-        given = describe(look_of(scene))
-        print(f"warning: the policies do not say what pictures they were trained on; rendering with {given}")
+    if not looks[first]:
+        print(f"warning: the policies do not say what pictures they were trained on; rendering with {describe(scene)}")
         return scene
-    asked = {override.partition("=")[0] for override in overrides} & {"visual_detail", "shader"}
-    trained = with_look(scene, look)
-    scene = dataclasses.replace(trained, **{key: getattr(scene, key) for key in asked})
-    if scene == trained:
-        print(f"rendering as in training: {describe(look)}")
+    asked = overridden(as_trained, overrides)
+    if differ := look_differences(as_trained, asked):
+        print(
+            f"warning: rendering with {describe(asked)} as asked; trained with {describe(as_trained)}: other "
+            f"{', '.join(differ)}"
+        )
     else:
-        print(f"warning: rendering with {describe(look_of(scene))} as asked; trained with {describe(look)}")
-    return scene
+        unused = look_differences(scene, asked)
+        print(
+            f"rendering as in training: {describe(asked)}"
+            + (f"; the scene's own {', '.join(unused)} not used" if unused else "")
+        )
+    return asked
 
 
-def describe(look: dict[str, Any]) -> str:
-    if not look:
-        return "an unknown look"
-    sizes = sorted({f"{width}x{height}" for width, height in look["camera_sizes"].values()})
-    return f"{look['visual_detail']} detail, {look['shader']} shader, {' and '.join(sizes)} px"
+def describe(scene: SceneConfig) -> str:
+    """How its pictures look, in a few words."""
+    shown = {pattern.format(agent=agent) for pattern in scene.views.values() for agent in range(scene.num_agents)}
+    sizes = sorted({f"{camera.width}x{camera.height}" for camera in scene.cameras if camera.uid in shown})
+    return f"{scene.visual_detail} detail, {scene.shader} shader, {' and '.join(sizes)} px"
 
 
 # ------------------------------------------------------------------------------------------------------------- play
@@ -294,9 +304,7 @@ def hardware(device: str | None, workers: int | None, has_policies: bool) -> tup
     """Device of the policies, number of processes that simulate, threads in each; sets those of the policies."""
     import torch
 
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: there is no CUDA GPU; leave it away, or use cpu")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     cores = len(os.sched_getaffinity(0))
     workers = workers or cores
     num_threads = max(1, cores // workers)

@@ -38,17 +38,21 @@ def play(
 
 
 def episodes_played(directory: Path, protocol: Protocol) -> list[EpisodeResult]:
-    """The episodes of this protocol that an earlier evaluation has played; how many it was to play does not matter."""
+    """The episodes of this protocol that an earlier evaluation has played; how many it was to play does not matter.
+
+    Raises:
+        UserError: the directory holds an evaluation by another protocol, or one that cannot be read.
+    """
     if not (directory / SUMMARY).exists():
         return []
+    instead = "move it away or delete it, or say with --output where this one goes"
     try:
         earlier = load(directory)
-    except UserError:  # of another version: its numbers are replaced
-        return []
+    except UserError as error:
+        raise UserError(f"{error}: {instead}") from None
     differences = [name for name in earlier.protocol.differences(protocol) if name not in ("num_episodes", "until")]
     if differences:
-        print(f"{directory} holds an evaluation that differs in {', '.join(differences)}; it is replaced")
-        return []
+        raise UserError(f"{directory} holds an evaluation that differs in {', '.join(differences)}; {instead}")
     done = [episode for episode in earlier.episodes if episode.seed in protocol.seeds]
     print(f"{len(done)} episodes of this evaluation are done already (delete {directory} to play them again)")
     return done

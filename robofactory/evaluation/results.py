@@ -6,7 +6,6 @@ interrupted evaluation keeps what was complete.
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any
 
 from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE, UserError
 from robofactory.evaluation.failures import STAGES
+from robofactory.files import write_atomically
 
 SUCCESS, FAILURE, CRASH, TIME_OUT = "success", "failure", "crash", "timeout"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
@@ -109,8 +109,9 @@ class Protocol:
         return who if self.ablation is None else f"{who}, with {self.ablation}"
 
     def differences(self, other: "Protocol") -> list[str]:
-        """The names of the fields that another one has otherwise."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+        """The names of the fields that another one has otherwise; a commit alone changes nothing of an episode."""
+        ours, theirs = (asdict(each) | {"versions": each.versions | {"commit": ""}} for each in (self, other))
+        return [name for name in ours if ours[name] != theirs[name]]
 
 
 @dataclass(frozen=True)
@@ -252,12 +253,18 @@ def versions() -> dict[str, str]:
     """Of the software that decides what happens in an episode."""
     packages = ("robofactory", "torch", "transformers", "timm", "numpy", "mani_skill", "sapien")
     found = {"python": platform.python_version(), "platform": platform.platform()} | {n: version(n) for n in packages}
+    return found | {"commit": commit_of(PACKAGE.parent)}
+
+
+def commit_of(checkout: Path) -> str:
+    """Of the checkout itself: a package that is installed somewhere in another repository has none."""
+    if not (checkout / ".git").exists():
+        return "unknown"
     try:
-        command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):  # installed without git, or from a wheel
-        found["commit"] = "unknown"
-    return found
+        command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git here, or no commit yet
+        return "unknown"
 
 
 def save(evaluation: Evaluation, directory: Path) -> None:
@@ -289,15 +296,6 @@ def load(directory: Path) -> Evaluation:
     }:
         raise UserError(f"{directory} has other fields than this version writes; evaluate again")
     return Evaluation(Protocol(**summary["protocol"]), [EpisodeResult(**episode) for episode in episodes])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _rate(successes: int, trials: int) -> dict[str, Any]:

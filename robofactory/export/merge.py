@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robofactory.config import UserError, find_weights, home, run_command
+from robofactory.config import UserError, choose_device, find_weights, home, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,12 +47,14 @@ def main() -> None:
     args = parse_arguments()
     if args.output.exists():
         raise UserError(f"{args.output} exists; choose another directory, or move it away")
+    if args.frames < 1:
+        raise UserError(f"--frames {args.frames}: must be 1 or more, to compare the merged model on")
     checkpoint = args.checkpoint.resolve()  # `latest` is a link
     data = args.data or home() / "data" / checkpoint.parent.name
-    print(merge(checkpoint, args.output, data, args.frames, args.device))
+    print(merge(checkpoint, args.output, data, args.frames, choose_device(args.device)))
 
 
-def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: str | None) -> str:
+def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: str) -> str:
     """Make the directory `output`, whole or not at all; what to say about it.
 
     Raises:
@@ -75,7 +77,6 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
     if splits.codec.fingerprint != codec.fingerprint:
         raise UserError(f"{data} is not the dataset that {checkpoint} was trained on; give it with --data")
     m = dataclasses.replace(recipe.model, quantize=None)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(dataclasses.replace(recipe, model=m), codec, device)
     load_trained(checkpoint, model)
 

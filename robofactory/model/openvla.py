@@ -183,6 +183,7 @@ class OpenVLA(nn.Module):
         self.language_model = language_model
         self.first_action_id = first_action_id
         self.base_fingerprint: str | None = None  # of the published weights it is made of, if any
+        self.in_float32 = False  # computed so on every device; else see precision.py
         self.fused_attention: bool | None = None  # None: PyTorch's fused kernel on a GPU, plain matmuls on a CPU
         self.num_recomputed_layers: int | None = 0  # see TrainingConfig
         self.num_passes = 0  # through the language layers for generation, since this object exists

@@ -8,7 +8,7 @@ import sapien
 from jaxtyping import Float, Float64
 from mani_skill.agents.base_agent import BaseAgent
 
-NUM_JOINTS = 7
+from robofactory.shapes import NUM_JOINTS
 
 # The joint drives (stiffness 1000, damping 100) close 10/s of the distance to their target: over one control step of
 # 0.05 s a joint moves 1 - exp(-0.5) = 39 % of it.

@@ -1,6 +1,6 @@
 """The door to the simulator: make a task's environment and its expert, observe as the agents do, preview the cameras.
 
-python -m robofactory.sim.env --config robofactory/configs/table/lift_barrier.yaml --render scene.png
+robofactory preview --config robofactory/configs/table/lift_barrier.yaml --render scene.png
 """
 
 import argparse
@@ -114,8 +114,9 @@ def check_scene(scene: SceneConfig, source: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
+        prog="robofactory preview",
         description="Draw what every camera of a scene sees, one labelled PNG.",
-        epilog="example: python -m robofactory.sim.env --render scene.png --seed 7 --steps 20 visual_detail=low",
+        epilog="example: robofactory preview --render scene.png --seed 7 --steps 20 visual_detail=low",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="the scene file (default: that of --task)")

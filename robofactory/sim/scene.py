@@ -19,8 +19,7 @@ from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
 
 from robofactory.config import ObjectConfig, SceneConfig, UserError
-from robofactory.shapes import gripper_command
-from robofactory.sim.arm import NUM_JOINTS
+from robofactory.shapes import NUM_JOINTS, gripper_command
 from robofactory.sim.cameras import rendered_cameras, sensor_config, take_pictures
 from robofactory.sim.meshes import light_panda
 

@@ -20,14 +20,14 @@ SMALLEST_BATCH = 2  # of a proposal: 1,600 tokens keep a GPU busy
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m robofactory.training.memory",
+        prog="robofactory memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  python -m robofactory.training.memory --recipe robot_openvla
-  python -m robofactory.training.memory --recipe robot_openvla --gpu 24
-  python -m robofactory.training.memory --recipe robot_openvla model.lora_vision=true dataloader.batch_size=8""",
+  robofactory memory --recipe robot_openvla
+  robofactory memory --recipe robot_openvla --gpu 24
+  robofactory memory --recipe robot_openvla model.lora_vision=true dataloader.batch_size=8""",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="a name in robofactory/configs or a .yaml file (default: robot_openvla)")  # fmt: skip
     parser.add_argument("--gpu", type=int, choices=[24, 40, 80], help="GB of the card to propose settings for")

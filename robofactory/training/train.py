@@ -20,6 +20,7 @@ from robofactory.config import (
     require_agent,
     run_command,
     run_dir,
+    with_pictures,
 )
 
 OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept
@@ -30,7 +31,7 @@ LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="train.sh",
+        prog="robofactory train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
@@ -86,6 +87,8 @@ def main() -> None:
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
     if args.config or not all(map(is_recorded, demonstrations)):
         require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
+    if args.config:
+        require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
     require_hardware(recipe)
     for directory in demonstrations:
         record_if_missing(directory, args)
@@ -130,6 +133,16 @@ def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes:
         own = f"; a dataset of your own would be in {dataset_dir(task, agent_id, num_episodes)}"
         raise UserError(f"{error}{'' if scene_path else own}") from None
     require_agent(scene, agent_id)
+
+
+def require_same_scene(task: str, scene_path: str, recipe: RecipeConfig, recorded: list[Path]) -> None:
+    """Raises UserError where demonstrations that are there already would not have been recorded in this scene."""
+    from robofactory.data.episodes import require_scene
+
+    d = recipe.data
+    scene = with_pictures(load_task_scene(task, scene_path), d.visual_detail, d.image_width, d.image_height)
+    for directory in recorded:
+        require_scene(directory, scene)
 
 
 def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
@@ -215,7 +228,10 @@ def train(
     # ---- data: looked at, split by episode, encoded by the codec that is saved with the policy
     relabelled = [relabelled_dir(task, agent_id, num_demonstrations, n) for n in range(1, round_number + 1)]
     demonstrations = dataset_dir(task, agent_id, num_demonstrations)
-    on_this_disk = [Path(place) for place in locate_datasets(demonstrations, recipe).values() if "://" not in place]
+    places = locate_datasets(demonstrations, recipe).values()
+    on_this_disk = [Path(place) for place in places if "://" not in place]
+    if topology.is_main and (passing := ", ".join(place for place in places if "://" in place)):
+        print(f"not looked at before training: {passing}; `robofactory inspect` takes a copy on a disk")
     require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept, recipe.data.pass_through)
     data = load_splits(demonstrations, recipe, relabelled)
     codec, meter = data.codec, Meter(data.codec, device)

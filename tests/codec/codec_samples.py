@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from robofactory.codec.codec import Codec
@@ -19,9 +18,8 @@ from robofactory.config import (
     TrainingConfig,
 )
 from robofactory.shapes import Observation
+from tests.official import PARITY
 
-PARITY = Path(__file__).parents[3] / "shared" / "parity"  # outputs of the official OpenVLA code, beside the repository
-needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no official outputs in {PARITY}")
 NAMES = [f"joint_{number}" for number in range(1, 8)] + ["gripper"]
 
 

@@ -1,10 +1,10 @@
 import json
 
 import numpy as np
-from codec_samples import PARITY, needs_parity
 
 from robofactory.codec.action_tokens import ActionTokens
 from robofactory.codec.statistics import Statistics
+from tests.official import PARITY
 
 LLAMA = ActionTokens(vocab_size=32000)
 
@@ -35,7 +35,6 @@ def test_an_id_that_is_no_action_decodes_as_the_nearest_one():
     assert LLAMA.decode(np.array([0, 32063])).tolist() == [LLAMA.centers[-1], LLAMA.centers[0]]
 
 
-@needs_parity
 def test_decoding_equals_the_official_code():
     expected = json.loads((PARITY / "expected.json").read_text())
     norm_stats = json.loads((PARITY / "config.json").read_text())["norm_stats"]["lift_barrier"]["action"]

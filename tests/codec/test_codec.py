@@ -9,14 +9,12 @@ import pytest
 import torch
 from codec_samples import (
     NAMES,
-    PARITY,
     create,
     llama_lookalike,
     make_actions,
     make_codec,
     make_observation,
     make_recipe,
-    needs_parity,
 )
 
 from robofactory.codec import prompt as prompt_module
@@ -25,6 +23,7 @@ from robofactory.codec.images import normalize
 from robofactory.codec.statistics import METHODS, DatasetStatistics
 from robofactory.config import ModelConfig, RecipeConfig, UserError
 from robofactory.shapes import Observation
+from tests.official import PARITY
 
 # ------------------------------------------------------------------------------------------------------------ actions
 
@@ -308,7 +307,6 @@ def published(directory: Path) -> Codec:
     return create(recipe, make_actions(), make_actions(), NAMES, {})
 
 
-@needs_parity
 def test_published_weights_bring_image_size_vocabulary_and_the_end_token(tmp_path: Path):
     from safetensors.numpy import load_file
 
@@ -324,7 +322,6 @@ def test_published_weights_bring_image_size_vocabulary_and_the_end_token(tmp_pat
     assert sequence == official["train_input_ids"][0].tolist()
 
 
-@needs_parity
 def test_a_published_tokenizer_is_kept_beside_the_codec(tmp_path: Path):
     weights, checkpoint = tmp_path / "weights", tmp_path / "checkpoint"
     weights.mkdir()

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from codec_samples import PARITY, needs_parity
 from PIL import Image
 
 from robofactory.codec.images import MEANS, STDS, ImagePipeline, normalize
+from tests.official import PARITY
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -23,7 +23,6 @@ def normalized(pictures: np.ndarray) -> torch.Tensor:
     return normalize(torch.from_numpy(pictures))
 
 
-@needs_parity
 def test_without_a_crop_pixel_values_equal_the_official_ones_bit_by_bit():
     from safetensors.torch import load_file
 

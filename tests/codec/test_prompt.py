@@ -3,10 +3,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from codec_samples import PARITY, llama_lookalike, needs_parity
+from codec_samples import llama_lookalike
 
 from robofactory.codec.prompt import INSTRUCTIONS, TINY_TOKENIZER, Prompt, build_tiny_tokenizer
 from robofactory.config import UserError
+from tests.official import PARITY
 
 TEXTS = ["lift the barrier", "Ünïcödé  木 \U0001f916\n\t x", "<s> </s> <pad> <action 3> <unused 1>", "don't; 12,5!"]
 
@@ -65,7 +66,6 @@ def test_a_prompt_survives_the_way_to_a_data_worker():
     assert pickle.loads(pickle.dumps(prompt)).encode("lift the barrier").tolist() == expected
 
 
-@needs_parity
 def test_llama_ids_equal_the_official_prompt(tmp_path: Path):
     from safetensors.numpy import load_file
 
@@ -75,7 +75,6 @@ def test_llama_ids_equal_the_official_prompt(tmp_path: Path):
     assert (prompt.vocab_size, prompt.end_id, prompt.pad_id) == (32000, 2, 32000)
 
 
-@needs_parity
 def test_weights_without_a_tokenizer_or_of_another_kind_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no .*config\.json"):
         Prompt.from_weights(tmp_path)

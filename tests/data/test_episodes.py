@@ -307,7 +307,7 @@ def test_a_missing_episode_is_named_and_recording_fills_the_gap(tmp_path):
 
 
 def test_a_missing_or_unfinished_dataset_says_how_to_get_it(tmp_path):
-    with pytest.raises(UserError, match=r"no dataset at .*; python -m robofactory\.demos\.record makes one"):
+    with pytest.raises(UserError, match=r"no dataset at .*; robofactory record makes one"):
         DatasetReader(tmp_path / "none")
     DatasetWriter(tmp_path / "set", description()).append(episode(0))
     with pytest.raises(UserError, match=r"unfinished \(1 complete episodes\)"):

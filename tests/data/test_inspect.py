@@ -58,6 +58,16 @@ def test_an_error_is_in_both_reports_and_in_the_exit_code(tmp_path, monkeypatch,
     assert "error: unreadable_image" in page.read_text() and not (directory / "inspection.html").exists()
 
 
+def test_what_passes_through_is_inspected_as_the_recipe_has_it(tmp_path, monkeypatch, capsys):
+    """A dataset that training took with data.pass_through=[] had an error here, and no way to say so."""
+    directory = FAULTS["gripper_range"](tmp_path / "set")
+    assert inspect(monkeypatch, directory) == 1
+    assert "error: gripper_range" in capsys.readouterr().out
+    assert inspect(monkeypatch, directory, "--pass_through") == 0
+    with pytest.raises(UserError, match=r"--pass_through: no action dimension 'hand'; there are panda_joint1, "):
+        inspect(monkeypatch, directory, "--pass_through", "hand")
+
+
 def test_what_a_dataset_says_cannot_break_the_page(tmp_path):
     directory = write_sound_dataset(tmp_path / "set", change=lambda each: replace(each, instruction="<b>lift & go</b>"))
     facts = survey(directory)

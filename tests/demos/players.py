@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robofactory.config import SceneConfig, UserError, load_scene, scene_file
+from robofactory.config import SceneConfig, UserError, load_scene, scene_file, with_pictures
 from robofactory.data.episodes import Episode, encode_png
-from robofactory.demos.record import with_pictures
 
 
 def small_scene() -> SceneConfig:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
+from robofactory import files
 from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe, relabelled_dir
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
@@ -57,7 +58,7 @@ def test_the_number_of_workers_does_not_change_a_bit(reference, tmp_path):
 
 def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch):
     """The disk is full at one agent's fourth episode; the same call goes on when there is room."""
-    write, count = lerobot.write_atomically, []
+    write, count = files.write_atomically, []
 
     def full_later(path, data):
         if path.name == "file-003.parquet" and "agent1" in str(path):
@@ -65,7 +66,7 @@ def test_an_interruption_does_not_change_a_bit(reference, tmp_path, monkeypatch)
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(lerobot, "write_atomically", full_later)
+    monkeypatch.setattr(files, "write_atomically", full_later)
     with pytest.raises(UserError, match="the disk is full"):
         record_made_up(tmp_path, workers=1)
     monkeypatch.undo()
@@ -314,6 +315,7 @@ def test_relabelling_without_policies_says_how_to_train_them(tmp_path, monkeypat
     [
         (["--round", "1", "--width", "64"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "-1"], "--round must not be negative, got -1"),
+        (["--round", "1", "--num", "501"], "--num 501: a round has at most 500"),
         (["--round", "1", "visual_detail=low"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "9", "--recipe", "robot_openvla_tiny"], "--round 9: the recipe has rounds 0 to"),
         (["data.num_episodes=3"], "data.num_episodes=3: only a recipe has such keys; name it with --recipe"),
@@ -338,6 +340,25 @@ def test_a_recipe_says_what_is_recorded_unless_the_command_does(monkeypatch):
     assert scene.visual_detail == recipe.data.visual_detail == "low"
     assert {(c.width, c.height) for c in scene.cameras} == {(recipe.data.image_width, recipe.data.image_height)}
     assert scene.objects["barrier"].mass_kg == 0.5
+
+
+def test_what_is_said_of_the_scene_wins_over_the_recipes_pictures(monkeypatch):
+    """`visual_detail=low` was recorded in full detail, `cameras.0.width=64` with the recipe's 128."""
+    calls = []
+    monkeypatch.setattr("robofactory.demos.record.record", lambda scene, num, **options: calls.append(scene))
+    for recipe, override in (("robot_openvla", "visual_detail=low"), ("robot_openvla_tiny", "cameras.0.width=64")):
+        monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", "--recipe", recipe, override])
+        main()
+    full, tiny = calls
+    assert full.visual_detail == "low"
+    assert [camera.width for camera in tiny.cameras] == [64, 128, 128, 128, 128]
+
+
+@pytest.mark.parametrize("flag", ["--width", "--height"])
+def test_a_picture_has_a_size(monkeypatch, flag):
+    monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", flag, "0"])
+    with pytest.raises(UserError, match=f"{flag} must be positive, got 0"):
+        main()
 
 
 def test_a_recipe_says_how_many_episodes_a_round_relabels(monkeypatch):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,16 @@ import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
 
-from robofactory.config import UserError, find_checkpoints, look_of, to_yaml, with_look
+from robofactory.config import (
+    MANIFEST,
+    UserError,
+    find_checkpoints,
+    look_of,
+    overridden,
+    to_yaml,
+    with_look,
+    with_pictures,
+)
 from robofactory.evaluation import evaluate, playing, results
 from robofactory.evaluation.ablations import Ablation
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
@@ -25,6 +35,7 @@ def trained(home: Path, agent: int, num: int, *names: str) -> Path:
     run = home / "checkpoints" / "openvla" / f"{TASK}_Agent{agent}_{num}"
     for name in names:
         (run / name).mkdir(parents=True)
+        (run / name / MANIFEST).touch()
     (run / "latest").symlink_to(names[-1])
     return run
 
@@ -105,6 +116,8 @@ def test_a_path_may_stand_for_every_agent(home):
         (["--task", TASK, "--time_limit", "0"], "--time_limit 0: must be above 0"),
         (["--task", TASK, "--ablate", "blackout=left"], "no view 'left'; it has side, overhead, wrist"),
         (["--task", TASK, "--policy", "expert", "--ablate", "light"], "the expert looks at no pictures"),
+        (["--task", TASK, "--policy", "expert", "--checkpoint", "latest"], "expert has no use for --checkpoint; leave"),
+        (["--task", TASK, "--policy", "expert", "--batch", "2"], "expert has no use for --batch; leave it away"),
     ],
 )
 def test_a_mistake_is_one_line(home, arguments, message):
@@ -115,31 +128,64 @@ def test_a_mistake_is_one_line(home, arguments, message):
 
 # ------------------------------------------------------------------------------------------------------------- look
 
-LOW = {
+LOW = {  # as earlier versions kept it
     "visual_detail": "low",
     "shader": "minimal",
     "camera_sizes": {"side": [128, 96], "overhead": [128, 96], "wrist": [64, 48]},
 }
+OWN = [  # a scene of one's own, as far as cameras see it
+    "cameras.0.position=[-0.7, 0.2, 0.5]",
+    "cameras.2.fov_rad=1.0",
+    "lighting.ambient_rgb=[0.1, 0.1, 0.1]",
+    "views.overhead=head_camera_agent0",
+]
 
 
 def test_pictures_are_rendered_as_in_training(capsys):
-    scene = evaluate.scene_as_trained(sample_scene(), {0: LOW, 1: LOW}, [])
-    assert look_of(scene) == LOW
+    """Cameras and light too: those of demonstrations in a scene of one's own were the package's at evaluation."""
+    own = with_pictures(sample_scene(*OWN), "low", 128, 96)
+    look = json.loads(json.dumps(look_of(own)))  # as a codec keeps it
+    scene = evaluate.scene_as_trained(sample_scene("objects.barrier.mass_kg=0.5"), {0: look, 1: look}, [])
+    assert scene == dataclasses.replace(own, objects=sample_scene("objects.barrier.mass_kg=0.5").objects)
+    said = capsys.readouterr().out
+    assert "rendering as in training: low detail, minimal shader, 128x96 px" in said
+    assert "the scene's own visual_detail, lighting, cameras, views not used" in said
+
+
+def test_a_look_of_an_earlier_version_says_what_it_knows(capsys):
+    scene = evaluate.scene_as_trained(sample_scene(*OWN), {0: LOW, 1: LOW}, [])
     sizes = {camera.uid: (camera.width, camera.height) for camera in scene.cameras}
     assert sizes["head_camera_agent1"] == (128, 96) and sizes["wrist_camera_agent1"] == (64, 48)
+    assert scene.visual_detail == "low" and scene.lighting == sample_scene(*OWN).lighting
     assert "rendering as in training: low detail, minimal shader, 128x96 and 64x48 px" in capsys.readouterr().out
 
 
-def test_only_an_explicit_override_changes_the_look_and_is_warned_of(capsys):
-    overrides = ["visual_detail=full"]
-    scene = evaluate.scene_as_trained(sample_scene(*overrides), {0: LOW}, overrides)
-    assert look_of(scene) == LOW | {"visual_detail": "full"}
-    assert "warning: rendering with full detail" in capsys.readouterr().out
+@pytest.mark.parametrize("override", ["visual_detail=full", "lighting.ambient_rgb=[1, 1, 1]", "cameras.0.fov_rad=0.7"])
+def test_only_an_explicit_override_changes_the_look_and_is_warned_of(capsys, override):
+    own = with_pictures(sample_scene(*OWN), "low", 128, 96)
+    scene = evaluate.scene_as_trained(sample_scene(override), {0: look_of(own)}, [override])
+    assert scene == overridden(own, [override]) != own
+    said = "as asked; trained with low detail, minimal shader, 128x96 px: other "
+    assert said + re.split("[.=]", override)[0] in capsys.readouterr().out
 
 
-def test_policies_of_different_looks_cannot_act_together():
-    with pytest.raises(UserError, match=r"agent 0 .* low detail.* agent 1 .* full detail.*train both alike"):
-        evaluate.scene_as_trained(sample_scene(), {0: LOW, 1: LOW | {"visual_detail": "full"}}, [])
+@pytest.mark.parametrize(("override", "differs"), [("visual_detail=full", "visual_detail"), (OWN[0], "cameras")])
+def test_policies_of_different_looks_cannot_act_together(override, differs):
+    one, other = look_of(sample_scene("visual_detail=low")), look_of(sample_scene("visual_detail=low", override))
+    with pytest.raises(
+        UserError, match=rf"agent 0 .* low detail.* agent 1 .* detail.* differ in {differs}: train both"
+    ):
+        evaluate.scene_as_trained(sample_scene(), {0: one, 1: other}, [])
+
+
+def test_meshes_that_a_policy_was_trained_on_have_to_be_there():
+    look = look_of(sample_scene("assets_dir=/somewhere"))
+    with pytest.raises(UserError, match=r"trained on pictures of RoboFactory's own meshes; .*assets_dir=DIRECTORY"):
+        evaluate.scene_as_trained(sample_scene(), {0: look}, [])
+    here = "assets_dir=/elsewhere"
+    assert evaluate.scene_as_trained(sample_scene(here), {0: look}, [here]).assets_dir == "/elsewhere"
+    without = look_of(sample_scene())
+    assert evaluate.scene_as_trained(sample_scene(here), {0: without}, []).assets_dir is None
 
 
 # ------------------------------------------------------------------------------------------------------------- play
@@ -163,11 +209,9 @@ def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     assert results.load(tmp_path) == evaluation and evaluation.is_complete
 
 
-def test_another_policy_starts_over_and_a_complete_evaluation_is_kept(tmp_path):
+def test_a_complete_evaluation_is_kept(tmp_path):
     protocol = numbered(2)
     results.save(results.Evaluation(protocol, [sample_episode(0)]), tmp_path)
-    retrained = dataclasses.replace(protocol, weights=["ef" * 32, None])
-    assert playing.episodes_played(tmp_path, retrained) == []
     assert len(playing.episodes_played(tmp_path, protocol)) == 1
     results.save(results.Evaluation(protocol, [sample_episode(0), sample_episode(1)]), tmp_path)
     assert len(playing.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
@@ -193,13 +237,24 @@ def test_until_takes_points_with_and_without_the_sign(text, points):
     assert evaluate.parse_arguments(["--task", TASK, "--until", text]).until == points
 
 
-def test_what_is_replaced_says_why(tmp_path, capsys):
+def test_an_evaluation_is_never_replaced_by_another(tmp_path):
+    """A finished one was gone with any option that differed."""
     results.save(results.Evaluation(numbered(1), [sample_episode(0)]), tmp_path)
-    assert (
-        playing.episodes_played(tmp_path, dataclasses.replace(numbered(1), device="cpu, another", temperature=1.0))
-        == []
-    )
-    assert "an evaluation that differs in temperature, device; it is replaced" in capsys.readouterr().out
+    retrained = dataclasses.replace(numbered(1), weights=["ef" * 32, None], temperature=1.0)
+    with pytest.raises(UserError, match=r"differs in weights, temperature; move it away or delete it, .*--output"):
+        playing.episodes_played(tmp_path, retrained)
+    (tmp_path / "summary.json").write_text('{"format_version": 1}')
+    with pytest.raises(UserError, match=r"has format 1, this version reads .*: move it away or delete it, .*--output"):
+        playing.episodes_played(tmp_path, numbered(1))
+
+
+def test_another_commit_goes_on_with_what_was_played(tmp_path):
+    """It stays recorded, but every commit would have made every evaluation another one."""
+    one, other = (dataclasses.replace(numbered(1), versions={"torch": "2.14.1", "commit": c}) for c in ("aaa", "bbb"))
+    results.save(results.Evaluation(one, [sample_episode(0)]), tmp_path)
+    assert results.load(tmp_path).protocol.versions["commit"] == "aaa"
+    assert playing.episodes_played(tmp_path, other) == [sample_episode(0)]
+    assert one.differences(dataclasses.replace(other, versions={"torch": "2.15"})) == ["versions"]
 
 
 def test_more_episodes_or_a_narrower_interval_go_on_from_those_that_were_played(tmp_path):

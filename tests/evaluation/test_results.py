@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -117,6 +119,17 @@ def test_the_files_hold_what_the_readme_promises(tmp_path):
     decides = "task scene first_seed num_episodes fingerprints weights versions renderer device ablation max_steps"
     assert set(decides.split()) <= set(summary["protocol"])
     assert not list(tmp_path.glob(".*")), "temporary files stay behind"
+
+
+def test_the_commit_is_that_of_a_checkout_not_of_what_surrounds_it(tmp_path):
+    """A package in the .venv of a user's repository told that repository's commit."""
+    package = tmp_path / ".venv" / "site-packages"
+    package.mkdir(parents=True)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=some", "-c", "user.email=body"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    assert results.commit_of(package) == "unknown"
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", results.commit_of(tmp_path))
 
 
 def test_an_interrupted_evaluation_says_so(tmp_path):

@@ -1,8 +1,7 @@
-"""Equality with the official OpenVLA code on the recorded fixture (../shared/parity)."""
+"""Equality with the official OpenVLA code on its recorded outputs."""
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,9 @@ from torch import Tensor
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.weights import load_openvla
 from robofactory.shapes import Batch
+from tests.official import FIXTURES
 
-FIXTURES = sorted((Path(__file__).resolve().parents[3] / "shared").glob("parity*"))
 TOLERANCE = 1e-5  # float32; a larger difference is a bug, not noise
-
-pytestmark = pytest.mark.skipif(not FIXTURES, reason="the official code's outputs are not at ../shared/parity")
 
 
 @dataclass

@@ -224,6 +224,13 @@ def test_merged_weights_are_published_ones_that_answer_as_the_policy(
     assert load_splits(data, further).codec.prompt.to_json() == codec.prompt.to_json()
 
 
+@pytest.mark.parametrize(("option", "value"), [("--frames", "0"), ("--device", "foo")])
+def test_merging_refuses_no_frames_and_no_device(tmp_path, monkeypatch, option, value):
+    monkeypatch.setattr("sys.argv", ["merge", str(tmp_path), str(tmp_path / "merged"), option, value])
+    with pytest.raises(UserError, match=f"{option} {value}: "):
+        merging.main()
+
+
 def test_merging_refuses_what_it_cannot_do_and_leaves_nothing(home, tmp_path, weights, recipe, monkeypatch):
     data = dataset_dir(TASK, 0, NUM_EPISODES)
     codec = load_splits(data, recipe).codec

@@ -102,8 +102,9 @@ def others(home):
     return f"data.datasets={{{OWN}: 1, large: 0.5, 'file://{home}/far/renamed': 1.5}}"
 
 
-def test_a_mixture_is_trained_and_its_policy_acts_for_the_dataset_that_is_named(home, others):
+def test_a_mixture_is_trained_and_its_policy_acts_for_the_dataset_that_is_named(home, others, capsys):
     start(others, "training.max_steps=5", draws=True)
+    assert f"not looked at before training: file://{home}/far/renamed; `robofactory inspect`" in capsys.readouterr().out
     run = run_dir("openvla", TASK, 0, NUM_EPISODES)
     names = [OWN, "large", "renamed"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +62,13 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(run, home, monkeypatch,
     start(*overrides, resume=True)
     assert differences(everything(run), undisturbed) == []
     assert not (run / f"step_{update + 1}").exists(), "superseded by the epoch's checkpoint"
+
+
+def test_the_benchmark_of_resuming_answers_help():
+    """It began to measure, for minutes."""
+    command = [sys.executable, "-m", "benchmarks.resuming", "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 def test_another_global_batch_is_refused_and_the_line_says_what_to_set(run):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robofactory.config import UserError, dataset_dir, load_recipe, of_round, run_dir
+from robofactory.config import UserError, dataset_dir, load_recipe, load_scene, of_round, run_dir, scene_file, to_yaml
 from robofactory.data import lerobot
 from robofactory.training.train import main, parse_arguments, train
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
@@ -162,6 +162,20 @@ def test_flags_and_overrides_may_be_mixed(monkeypatch):
     )
     args = parse_arguments()
     assert (args.agent_id, args.overrides) == (1, ["training.num_epochs=2", "data.num_episodes=3"])
+
+
+def test_a_scene_that_the_demonstrations_are_not_of_is_refused(home, tmp_path, monkeypatch):
+    """--config did nothing once there were demonstrations."""
+    scene = tmp_path / "own.yaml"
+    scene.write_text(to_yaml(load_scene(scene_file(TASK), ["robots.0.yaw_deg=85"])))
+    pictures = ["data.visual_detail=full", "data.image_width=320", "data.image_height=240"]  # as they were recorded
+    arguments = ["--task", TASK, "--recipe", "robot_openvla_tiny", *SMALL, "training.max_steps=1", *pictures]
+    monkeypatch.setattr("sys.argv", ["train", *arguments, "--config", str(scene)])
+    with pytest.raises(UserError, match=r"in another scene \(yaw_deg: 90.0 there, yaw_deg: 85.0 by --config"):
+        main()
+    monkeypatch.setattr("sys.argv", ["train", *arguments, "--config", str(scene_file(TASK))])
+    main()
+    assert (run_dir("openvla", TASK, 0, NUM_EPISODES) / "latest").is_dir()
 
 
 @pytest.mark.parametrize("number", ["0", "-2"])

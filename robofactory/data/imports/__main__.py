@@ -21,15 +21,15 @@ FORMATS = {
 def parse_arguments() -> argparse.Namespace:
     formats = "\n".join(f"  {name:<11}{what}" for name, (_, _, what) in FORMATS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m robofactory.data.imports",
+        prog="robofactory import",
         description=f"{__doc__}\n\nformats:\n{formats}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
-  python -m robofactory.data.imports maniskill demos/LiftBarrier-rf/motionplanning --task LiftBarrier-rf --agent_id 1
-  python -m robofactory.data.imports zarr LiftBarrier-rf_Agent0_150.zarr --task LiftBarrier-rf --camera side=head_camera
-  python -m robofactory.data.imports lerobot lerobot/pusht --task PushT --instruction "push the T onto its outline"
-  python -m robofactory.data.imports rlds bridge/1.0.0 --task Bridge --fps 5 --camera side=observation/image_0
+  robofactory import maniskill demos/LiftBarrier-rf/motionplanning --task LiftBarrier-rf --agent_id 1
+  robofactory import zarr LiftBarrier-rf_Agent0_150.zarr --task LiftBarrier-rf --camera side=head_camera
+  robofactory import lerobot lerobot/pusht --task PushT --instruction "push the T onto its outline"
+  robofactory import rlds bridge/1.0.0 --task Bridge --fps 5 --camera side=observation/image_0
 
 A name that SOURCE has not is answered with those that it has. Interrupted, even killed, the same command continues.""",
     )
