@@ -12,7 +12,12 @@ from tests.published import write_published
 
 # The sums of gradients are in another order, and matrix products of other batch sizes in other blocks. Weights move by
 # at most the learning rate (1e-3) a step; where a gradient is all rounding, Adam makes a whole step of it.
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-3, 2e-3
+WEIGHT_TOLERANCE = 2e-3
+TOLERANCES = {
+    **dict.fromkeys(("train_loss", "val_loss", "grad_norm"), 2e-3),
+    # Where two bins are nearly as likely, a token flips: four of the 232 of the shortest line.
+    **dict.fromkeys(("action_accuracy", "action_mae_rad"), 0.02),
+}
 
 
 @pytest.fixture
@@ -49,9 +54,8 @@ def test_two_processes_equal_one_with_the_whole_batch(run, home, parallel):
 
 def require_close(one, two):
     for a, b in zip(one["lines"], two["lines"], strict=True):
-        for name in ("train_loss", "val_loss", "grad_norm", "action_mae_rad", "action_accuracy"):
-            if name in a:
-                assert a[name] == pytest.approx(b[name], rel=0.02, abs=LOSS_TOLERANCE), (name, a["step"])
+        for name in TOLERANCES.keys() & a.keys():
+            assert a[name] == pytest.approx(b[name], rel=0.02, abs=TOLERANCES[name]), (name, a["step"])
     off = {k: (v - two["weights"][k]).abs().mean().item() for k, v in one["weights"].items()}
     assert max(off.values()) < WEIGHT_TOLERANCE, off
 
