@@ -7,6 +7,7 @@ alone at the top, so that `--help` answers on a machine where nothing is install
 
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import sys
@@ -39,11 +40,17 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`: a user's mistake prints one line and exits with 2, Ctrl-C exits with 130."""
+    """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
     try:
         main()
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
+        if error.filename is None and not is_full:
+            raise
+        print(f"error: {error.strerror}: {error.filename or f'in {home()}'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)
@@ -423,6 +430,7 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
         "data.stream_window": d.stream_window,
+        **({} if t.max_steps is None else {"training.max_steps": t.max_steps}),
         **{f"data.datasets.{name}": weight for name, weight in d.datasets.items()},
         **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
     }
@@ -430,18 +438,24 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         _require(value > 0, path, key, f"must be positive, got {value}")
     num_relabelled = recipe.relabel.num_episodes if recipe.relabel else 0
     _require(num_relabelled <= SEEDS_A_ROUND, path, "relabel.num_episodes", f"must be at most {SEEDS_A_ROUND}, got {num_relabelled}")  # fmt: skip
+    at_least_zero = {
+        "training.weight_decay": t.weight_decay,
+        "training.soft_target_sigma_bins": t.soft_target_sigma_bins,
+        "training.num_recomputed_layers": t.num_recomputed_layers or 0,
+        "training.seed": t.seed,
+        "dataloader.num_workers": recipe.dataloader.num_workers,
+    }
+    for key, value in at_least_zero.items():
+        _require(value >= 0, path, key, f"must not be negative, got {value}")
     _require(
         0.0 < t.augment_crop_ratio <= 1.0,
         path,
         "training.augment_crop_ratio",
         f"must be in (0, 1], got {t.augment_crop_ratio}",
     )
-    _require(
-        t.num_recomputed_layers is None or t.num_recomputed_layers >= 0,
-        path,
-        "training.num_recomputed_layers",
-        f"must not be negative, got {t.num_recomputed_layers}",
-    )
+    _require(0.0 <= m.lora_dropout < 1.0, path, "model.lora_dropout", f"must be in [0, 1), got {m.lora_dropout}")
+    _require(0.0 <= t.warmup_ratio <= 1.0, path, "training.warmup_ratio", f"must be in [0, 1], got {t.warmup_ratio}")
+    _require(not (m.quantize and t.parallel == "fsdp"), path, "model.quantize", "needs training.parallel=ddp: matrices in 4 bits are not taken apart")  # fmt: skip
     _require(not (t.auto_batch and t.parallel == "fsdp"), path, "training.auto_batch", "needs training.parallel=ddp: a part of a model cannot be tried alone")  # fmt: skip
     _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")

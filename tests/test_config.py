@@ -188,7 +188,13 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("training.augment_crop_ratio=1.5", "training.augment_crop_ratio"),
         ("training.image_aug=maybe", "training.image_aug"),
         ("dataloader.batch_size=0", "dataloader.batch_size"),
+        ("training.max_steps=0", "training.max_steps"),
+        ("training.warmup_ratio=2", "training.warmup_ratio"),
+        ("training.weight_decay=-1", "training.weight_decay"),
+        ("training.num_recomputed_layers=-1", "training.num_recomputed_layers"),
+        ("dataloader.num_workers=-1", "dataloader.num_workers"),
         ("model.torch_dtype=float64", "model.torch_dtype"),
+        ("model.lora_dropout=2", "model.lora_dropout"),
         ("model.use_lora=true", "model.use_lora"),
         ("data.views=[]", "data.views"),
         ("data.val_ratio=1.0", "data.val_ratio"),
@@ -226,6 +232,11 @@ def test_a_bad_value_names_its_key(override, key):
 )
 def test_a_bad_value_of_a_scene_names_its_key(override, key):
     assert f"key '{key}" in scene_message(override)
+
+
+def test_a_base_in_4_bits_is_not_taken_apart():
+    text = message("model.quantize=nf4", "training.parallel=fsdp", recipe="robot_openvla")
+    assert "'model.quantize': needs training.parallel=ddp" in text
 
 
 def test_a_bad_value_says_what_is_allowed():
@@ -316,6 +327,32 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
         config.run_command(main)
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: no such thing; do another\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+
+    def write_to_a_full_disk() -> None:
+        with open("/dev/full", "w") as file:
+            file.write("metrics")
+
+    for main, line in {
+        (tmp_path / "checkpoints" / "run").mkdir: f"error: Not a directory: {tmp_path}/checkpoints/run\n",
+        write_to_a_full_disk: f"error: No space left on device: in {tmp_path}\n",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            config.run_command(main)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == line
+
+
+def test_what_no_user_can_fix_keeps_its_trace():
+    def main() -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        config.run_command(main)
 
 
 def test_config_loads_on_a_machine_with_no_packages():

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +12,7 @@ from robofactory.config import (
     RecipeConfig,
     UserError,
     dataset_dir,
+    find_weights,
     load_recipe,
     load_task_scene,
     of_round,
@@ -49,7 +49,9 @@ Demonstrations are recorded first when there are none.""",
     agents = parser.add_mutually_exclusive_group()
     agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
     agents.add_argument(
-        "--all_agents", action="store_true", help="train every agent of the task, side by side on a CPU"
+        "--all_agents",
+        action="store_true",
+        help="train every agent of the task: side by side on a CPU, one after the other on a GPU",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
     parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
@@ -89,7 +91,7 @@ def main() -> None:
         require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
     if args.config:
         require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
-    require_hardware(recipe)
+    require_hardware(recipe, args.gpus)
     for directory in demonstrations:
         record_if_missing(directory, args)
     if args.all_agents:
@@ -105,20 +107,26 @@ def main() -> None:
             train(args.policy, args.task, args.agent_id, recipe, args.resume, args.bar_position, args.round)
 
 
-def require_hardware(recipe: RecipeConfig) -> None:
-    """A large model wants a GPU; never a silent switch to something smaller."""
+def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
+    """Each process wants a GPU if there are any, a large model wants one anyway, and its weights: before an hour is spent
+    on demonstrations. Never a silent switch to something smaller."""
     import torch
 
     from robofactory.model.lora import build_untrained
     from robofactory.model.weights import published_config
 
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and num_gpus > torch.cuda.device_count():
+        raise UserError(f"--gpus {num_gpus}: this machine has {torch.cuda.device_count()}; one process a GPU")
     m = recipe.model
-    if m.architecture is not None or torch.cuda.is_available():
+    if m.architecture is not None:
         return
-    model = build_untrained(m, published_config(m.model_name), proprio_dim=None)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if num_parameters > LARGEST_ON_A_CPU:
-        raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+    if not has_gpu:
+        model = build_untrained(m, published_config(m.model_name), proprio_dim=None)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if num_parameters > LARGEST_ON_A_CPU:
+            raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+    find_weights(m.model_name)
 
 
 def is_recorded(demonstrations: Path) -> bool:
@@ -147,6 +155,8 @@ def require_same_scene(task: str, scene_path: str, recipe: RecipeConfig, recorde
 
 def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
     """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
+    from robofactory.training import children
+
     if is_recorded(directory):
         return
     command = ["-m", "robofactory.demos.record", "--task", args.task, "--recipe", args.recipe, *args.overrides]
@@ -154,28 +164,25 @@ def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
         command += ["--config", args.config]
     if "WORLD_SIZE" in os.environ:
         raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
-    done = subprocess.run([sys.executable, *command])
-    if done.returncode != 0:
-        sys.exit(done.returncode)
+    children.run([command])
 
 
 def train_all_agents(num_agents: int) -> None:
-    """One process an agent, side by side, the cores shared between them: faster than one after the other on a CPU."""
+    """A process an agent. On a CPU side by side, the cores shared between them, which is faster than one after the other;
+    a GPU has the memory for one."""
+    import torch
+
+    from robofactory.training import children
+
     arguments = [argument for argument in sys.argv[1:] if argument != "--all_agents"]
-    command = [sys.executable, "-m", "robofactory.training.train", *arguments]
-    threads = max(1, (os.cpu_count() or 1) // num_agents)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    processes = [
-        subprocess.Popen([*command, "--agent_id", str(agent), "--bar_position", str(agent)], env=environment)
-        for agent in range(num_agents)
-    ]
-    try:
-        codes = [process.wait() for process in processes]
-    except KeyboardInterrupt:  # the children got the signal too: they finish their step and save
-        codes = [process.wait() for process in processes]
-    failed = [code for code in codes if code != 0]
-    if failed:
-        sys.exit(failed[0])
+    commands = [["-m", "robofactory.training.train", *arguments, "--agent_id", str(n)] for n in range(num_agents)]
+    if torch.cuda.is_available():
+        for command in commands:
+            children.run([command])
+    else:
+        threads = max(1, (os.cpu_count() or 1) // num_agents)
+        below_each_other = [[*command, "--bar_position", str(line)] for line, command in enumerate(commands)]
+        children.run(below_each_other, OMP_NUM_THREADS=str(threads))
 
 
 # ------------------------------------------------------------------------------------------------------ the training
@@ -237,12 +244,15 @@ def train(
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)
 
-    # ---- model, proven to be connected before anything is spent
+    # ---- model, in batches that fit, proven to be connected before anything is spent
     torch.manual_seed(t.seed)
     model = checkpoint.build_model(recipe, codec, distributed.device_to_build_on(topology, t.parallel))
     model.num_recomputed_layers = t.num_recomputed_layers
     if start.directory is not None:
         checkpoint.load_trained(start.directory, model)
+    if t.auto_batch:
+        recipe = fitting.halve_batch_until_it_fits(recipe, model, data, topology)
+        data, t = dataclasses.replace(data, recipe=recipe), recipe.training
     wrapped = distributed.wrap(model, topology, t.parallel)
     preflight(model, wrapped, codec, *data.examples(min(PREFLIGHT_EXAMPLES, recipe.dataloader.batch_size), device))
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -250,9 +260,6 @@ def train(
     optim.restore_moments(model, optimizer, start.moments)
 
     # ---- batches; `update` optimizer steps are done, `validated` of them when it was last validated
-    if t.auto_batch:
-        recipe = fitting.halve_batch_until_it_fits(recipe, model, data, topology)
-        data, t = dataclasses.replace(data, recipe=recipe), recipe.training
     batches = data.train_batches(topology.rank, topology.world_size)
     val_batches = data.val_batches(topology.rank, topology.world_size)
     steps_per_epoch = batches.num_steps
@@ -267,7 +274,7 @@ def train(
     log.start_at(update, last_update, start.log)
     log.message(parameter_table(model))
     memory = ""
-    if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
+    if topology.is_main and recipe.model.architecture is None and footprint.is_predictable(recipe):
         dims = {"action_dim": codec.action_dim, "proprio_dim": codec.proprio_dim}
         memory = f"peak memory: {footprint.predict(recipe, **dims).peak_gb:.1f} GB predicted"
         log.message(memory)
@@ -325,7 +332,8 @@ def train(
                 optim.set_learning_rate(optimizer, lr)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(verdict, seen, grad_norm, waited, epoch=epoch, lr=lr, skipped_steps=guard.skipped)
+            ends_epoch = update + 1 == epoch_start + epoch_steps
+            log.step(verdict, seen, grad_norm, waited, ends_epoch=ends_epoch, epoch=epoch + 1, lr=lr, skipped_steps=guard.skipped)  # fmt: skip
             if verdict is Verdict.GIVE_UP:
                 save(run / "replay", f"step_{update}")
                 replay.save_batches(run / "replay" / f"step_{update}", batches, epoch, update - epoch_start, topology)
@@ -358,7 +366,7 @@ def train(
             save(run, f"epoch_{epoch + 1}", keep=is_kept, best=is_best)
 
     log.close()
-    if memory:
+    if memory and device.type == "cuda":
         log.message(f"{memory}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
     log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}, all of it in {run / 'run.html'}")
     distributed.stop()

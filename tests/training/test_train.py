@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from robofactory.config import UserError, dataset_dir, load_recipe, load_scene, of_round, run_dir, scene_file, to_yaml
 from robofactory.data import lerobot
-from robofactory.training.train import main, parse_arguments, train
+from robofactory.training.train import main, parse_arguments, train, train_all_agents
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
 
 
@@ -185,6 +185,27 @@ def test_a_number_of_gpus_that_makes_no_sense_is_one_line(monkeypatch, number):
         main()
 
 
+def test_more_gpus_than_there_are_is_one_line(home, monkeypatch):
+    """It ended inside CUDA, in a process of the launcher."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--recipe", "robot_openvla_tiny", "--gpus", "3", *SMALL])
+    with pytest.raises(UserError, match="--gpus 3: this machine has 2"):
+        main()
+
+
+def test_weights_are_looked_for_before_demonstrations_are_recorded(tmp_path, monkeypatch):
+    """On a machine with a GPU it recorded for an hour, and then found no weights."""
+    from robofactory.training import children
+
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(children, "run", lambda *_, **__: pytest.fail("it records"))
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, f"model.model_name={tmp_path}"])
+    with pytest.raises(UserError, match="holds no published model"):
+        main()
+
+
 def test_several_gpus_are_as_many_processes_of_the_same_command(home, monkeypatch):
     from robofactory.training import distributed
 
@@ -195,3 +216,16 @@ def test_several_gpus_are_as_many_processes_of_the_same_command(home, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main()
     assert launched == [(2, "robofactory.training.train", arguments)] and ended.value.code == 7
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_all_agents_share_the_cores_and_take_turns_on_a_gpu(monkeypatch, has_gpu):
+    """Two trainings of a 7B at once do not fit the memory of one GPU."""
+    from robofactory.training import children
+
+    at_once = []
+    monkeypatch.setattr(children, "run", lambda commands, **_: at_once.append([line[line.index("--agent_id") + 1] for line in commands]))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--all_agents"])
+    train_all_agents(2)
+    assert at_once == ([["0"], ["1"]] if has_gpu else [["0", "1"]])
