@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from robofactory.evaluation.ablations import KINDS, Ablation
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 from robofactory.evaluation.rollout import Answer, Episode, Plan, of_each, states_of
 from robofactory.evaluation.workers import Seat, Setup, Worker, lost
-from robofactory.policy import Policies
 from robofactory.shapes import Observation
+
+if TYPE_CHECKING:  # a process that simulates imports no model
+    from robofactory.policy import Policies
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Lockstep:
 
 
 def play_episodes(
-    setup: Setup, seeds: Sequence[int], time_limit_s: float, policies: Policies
+    setup: Setup, seeds: Sequence[int], time_limit_s: float, policies: "Policies"
 ) -> Iterator[EpisodeResult]:
     """Episodes in the order they end, a row of the policies' batch each, by its seed as in `workers.play_episodes`.
 
@@ -120,7 +122,7 @@ def play_episodes(
 
 
 def _play_together(
-    worker: Worker, seeds: Mapping[int, int], time_limit_s: float, policies: Policies
+    worker: Worker, seeds: Mapping[int, int], time_limit_s: float, policies: "Policies"
 ) -> Iterator[EpisodeResult]:
     """Of each row its seed; the worker has ended if they did not come to their end."""
     [seat] = worker.seats
