@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 NUM_GROUPS = 2
 SET_UP_FAILED = "the simulator or the policies could not be set up: {}"
-Setup = Callable[[], Callable[[int, Any], Generator]]  # `Play` of a seed; `parallel.Round` of several
+# What a seat plays: a `rollout.Play` of a seed, or a `parallel.Round` of several.
+Setup = Callable[[], Callable[[int, Any], Generator[Any, Any, Any]]]
 
 
 def play_episodes(
@@ -178,7 +179,7 @@ class Worker:
         """How long it has been silent with something to do: to set up, or to step a seat."""
         return time.perf_counter() - self.heard if self.told or not self.is_ready else 0.0
 
-    def kill(self, time_limit_s: float) -> tuple[str, Seat, str]:
+    def kill(self, time_limit_s: float) -> tuple[str, Seat | None, Any]:
         """End it although it may listen to no signal; what there is to say in its place, as of `receive`."""
         self.process.kill()
         self.process.join()
@@ -219,7 +220,7 @@ def _serve(pipe: Connection, setup: Setup) -> None:
     with _Reported(pipe, "setup failed"):
         start = setup()
     pipe.send(("ready", None))
-    episodes: dict[int, Generator] = {}
+    episodes: dict[int, Generator[Any, Any, Any]] = {}
     while True:
         try:
             seat, content = pipe.recv()

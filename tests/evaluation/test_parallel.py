@@ -114,6 +114,8 @@ def test_every_environment_ends_at_its_own_success_and_asks_no_more(lockstep):
             "end_height_m_0": 100.0 * seed + episode.steps,
             "end_height_m_1": -100.0 * seed - episode.steps,
             "tilt_deg": 1.5 * seed,
+            "held_0": float(episode.steps < 3),
+            "held_1": float(episode.steps < 3),
         }, "the numbers at its own last step, of its own environment"
         assert episode.policy_ms == 1000 * ANSWER_S / 2 and episode.passes_per_action == ANSWER_PASSES / 2
 
