@@ -8,6 +8,7 @@ import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from robofactory.config import SceneConfig, UserError, load_scene, run_command, scene_file
 
@@ -30,15 +31,17 @@ def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend
 
     Args:
         render: whether cameras exist. Without, no graphics driver is needed.
-        backend: where physics runs, "cpu" (one environment) or "gpu".
+        backend: where physics runs and pictures are rendered, "cpu" (one environment) or "gpu".
     Raises:
-        UserError: a scene that does not fit its task, or no device that can render.
+        UserError: a scene that does not fit its task, no device that can render, or none for physics on the GPU.
     """
     check_scene(scene, f"scene {scene.task}")
     if backend not in ("cpu", "gpu"):
         raise UserError(f"backend {backend!r} is none of cpu, gpu")
     if backend == "cpu" and num_envs != 1:
         raise UserError(f"backend cpu runs 1 environment a process, not {num_envs}; start more processes, or use gpu")
+    if backend == "gpu":
+        require_gpu_physics()
     import gymnasium as gym
 
     # Mesa writes its shader cache in a thread of low priority. On a busy machine a process could not end for minutes,
@@ -60,8 +63,26 @@ def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend
     except RuntimeError as error:
         # SAPIEN's own words: "vk::createInstanceUnique: ...", "failed to find a rendering device"
         if render and ("vk::" in str(error) or "render" in str(error).lower()):
-            raise UserError(f"nothing here can render ({error}); install a Vulkan driver: bash setup.sh") from None
+            driver = "a Vulkan driver: bash setup.sh" if backend == "cpu" else "the GPU's Vulkan driver"
+            raise UserError(f"nothing here can render ({error}); install {driver}") from None
         raise
+
+
+def require_gpu_physics() -> None:
+    """Loads PhysX's library for GPUs, which SAPIEN downloads the first time (`~/.sapien/physx`).
+
+    Raises:
+        UserError: there is no CUDA GPU, or the library cannot be had.
+    """
+    import sapien
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("physics on the GPU: there is no CUDA GPU here; simulate on the CPU")
+    try:
+        sapien.physx.enable_gpu()
+    except (OSError, RuntimeError, BadZipFile) as error:  # no network, no libcuda.so; SAPIEN's own; not the library
+        raise UserError(f"physics on the GPU: {' '.join(str(error).split())}; simulate on the CPU") from None
 
 
 def observe(env: "gym.Env") -> list[Observation]:
@@ -69,16 +90,23 @@ def observe(env: "gym.Env") -> list[Observation]:
 
     Images are the environment's cameras under the scene's view names. Of several parallel environments, the first.
     """
+    return observe_each(env)[0]
+
+
+def observe_each(env: "gym.Env") -> list[list[Observation]]:
+    """For each of the parallel environments, what `observe` gives. Renders every camera of all of them once, together."""
     from robofactory.shapes import Observation
     from robofactory.sim.cameras import view_cameras
 
     table: Any = env.unwrapped
-    pictures = {uid: picture[0].cpu().numpy() for uid, picture in table.pictures().items()}
-    observations = []
-    for agent in range(table.config.num_agents):
-        images = {view: pictures[uid] for view, uid in view_cameras(table.config, agent).items()}
-        observations.append(Observation(images, table.proprio(agent)[0], table.config.instruction))
-    return observations
+    pictures = {uid: picture.cpu().numpy() for uid, picture in table.pictures().items()}  # [b, h, w, 3]
+    proprio = [table.proprio(agent) for agent in range(table.config.num_agents)]  # [b, 8]
+
+    def of(index: int, agent: int) -> Observation:
+        images = {view: pictures[uid][index] for view, uid in view_cameras(table.config, agent).items()}
+        return Observation(images, proprio[agent][index], table.config.instruction)
+
+    return [[of(index, agent) for agent in range(table.config.num_agents)] for index in range(table.num_envs)]
 
 
 def make_expert(env: "gym.Env") -> Any:

@@ -52,7 +52,9 @@ class TableEnv(BaseEnv):
 
     @property
     def _default_sim_config(self):
-        return SimConfig(sim_freq=self.config.sim_freq_hz, control_freq=self.config.control_freq_hz)
+        # On a GPU environments stand side by side in one world: no table may reach the next one's.
+        spacing_m = 3 * TABLE_HALF_Y_M
+        return SimConfig(spacing_m, sim_freq=self.config.sim_freq_hz, control_freq=self.config.control_freq_hz)
 
     @property
     def _default_sensor_configs(self):

@@ -2,13 +2,15 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from robofactory.config import UserError, scene_file
-from robofactory.sim.env import check_scene, make_env, make_expert, observe
+from robofactory.sim.env import check_scene, make_env, make_expert, observe, observe_each
 
 pytestmark = pytest.mark.sim
 
@@ -55,6 +57,30 @@ def test_each_agent_observes_its_own_views_joints_and_the_instruction(seeing_env
     np.testing.assert_array_equal(first.images["overhead"], second.images["overhead"])
     for view in ("side", "wrist"):
         assert not np.array_equal(first.images[view], second.images[view])
+
+
+def test_each_parallel_environment_is_observed_by_itself(scene):
+    """Real ones need a GPU: here, what a table says of three."""
+    uids = [camera.uid for camera in scene.cameras]
+
+    def pictures():
+        return {
+            uid: torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 2, 2, 3) + 10 * number
+            for number, uid in enumerate(uids)
+        }
+
+    def proprio(agent):
+        return np.arange(3, dtype=np.float32)[:, None] + 10 * agent + np.zeros((3, 8), np.float32)
+
+    table = SimpleNamespace(num_envs=3, config=scene, pictures=pictures, proprio=proprio)
+    environments = observe_each(SimpleNamespace(unwrapped=table))
+    assert [len(agents) for agents in environments] == [2, 2, 2]
+    for index, agents in enumerate(environments):
+        for agent, observation in enumerate(agents):
+            assert observation.proprio.tolist() == [index + 10.0 * agent] * 8
+            for view, image in observation.images.items():
+                camera = uids.index(scene.views[view].format(agent=agent))
+                assert image.shape == (2, 2, 3) and (image == index + 10 * camera).all()
 
 
 def test_the_barrier_is_in_every_picture(seeing_env):
