@@ -30,7 +30,7 @@ def preflight(
     """
     _labels_decode_to_the_actions(codec, batch, actions)
     _every_input_changes_the_logits(model, batch, codec.views)
-    _every_trainable_tensor_gets_a_gradient(wrapped, batch)
+    _every_trainable_tensor_gets_a_gradient(model, wrapped, batch)
 
 
 def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[np.ndarray, "b a"]) -> None:
@@ -72,9 +72,9 @@ def _logits(model: OpenVLA, batch: Batch) -> Float[Tensor, "b a vocab"]:
         return model.action_logits(batch)
 
 
-def _every_trainable_tensor_gets_a_gradient(model: nn.Module, batch: Batch) -> None:
+def _every_trainable_tensor_gets_a_gradient(model: OpenVLA, wrapped: nn.Module, batch: Batch) -> None:
     with autocast(model):
-        loss, *_ = model(batch)
+        loss, *_ = wrapped(batch)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
