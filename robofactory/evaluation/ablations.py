@@ -197,6 +197,7 @@ class Kind:
     allowed: str
     usual: str | None  # the value where none is given; None: every view in turn
     is_felt_by_expert: bool = False  # who sees no pictures and hears no words
+    has_scene_per_episode: bool = False  # drawn from its seed
 
 
 def number(text: str) -> float:
@@ -231,8 +232,8 @@ KINDS = {
     "action_delay_steps": Kind(delay, steps, "1, 2, ...", "2", is_felt_by_expert=True),
     "light": Kind(dim, size, "a factor, 0 or more", "0.5"),
     "lamp_turn_deg": Kind(turn_lamps, number, "an angle", "90"),
-    "camera_shift_m": Kind(shift_cameras, size, "0 or more", "0.02"),
-    "camera_turn_deg": Kind(turn_cameras, size, "0 or more", "2"),
+    "camera_shift_m": Kind(shift_cameras, size, "0 or more", "0.02", has_scene_per_episode=True),
+    "camera_turn_deg": Kind(turn_cameras, size, "0 or more", "2", has_scene_per_episode=True),
 }
 
 

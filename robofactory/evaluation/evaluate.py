@@ -110,7 +110,14 @@ trained unless visual_detail or shader is overridden.""",
     add(
         "--batch",
         type=int,
-        help="episodes that the policies answer together, of twice as many (default: 4; 8 on a GPU)",
+        help="episodes that the policies answer together, of twice as many on the CPU (default: 4; 8 on a GPU)",
+    )
+    add(
+        "--simulator",
+        default="cpu",
+        choices=["cpu", "gpu"],
+        help="where physics runs. gpu: --batch episodes at a time in ManiSkill's parallel simulation, pictures too; where "
+        "policies drive every agent (default: cpu)",
     )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
@@ -123,6 +130,8 @@ trained unless visual_detail or shader is overridden.""",
             raise UserError(f"--{name} {value}: must be {least} or more")
     if args.time_limit <= 0:
         raise UserError(f"--time_limit {args.time_limit:g}: must be above 0")
+    if args.simulator == "gpu" and args.workers is not None:
+        raise UserError(f"--workers {args.workers}: --simulator gpu has one process; give --batch, or use cpu")
     if args.until is not None:
         args.until = half_width(args.until)
     return args
@@ -141,7 +150,7 @@ def half_width(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    from robofactory.evaluation import ablations, paired_report, playing, report, results, rollout
+    from robofactory.evaluation import ablations, paired_report, parallel, playing, report, results, rollout
     from robofactory.policy import Policies, digest_of_weights
 
     num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
@@ -151,9 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scene = load_task_scene(args.task, args.config, args.overrides)
     learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
     ablated = ablations.read_ablations(args.ablate, scene, bool(learned))
+    if args.simulator == "gpu":
+        parallel.require_lockstep(scene.num_agents - len(learned), ablated)
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
-    device, num_workers, num_threads = hardware(args.device, args.workers, bool(learned))
+    device, num_workers, num_threads = hardware(
+        args.device, 1 if args.simulator == "gpu" else args.workers, bool(learned)
+    )
     batch_size = (args.batch or (8 if device.startswith("cuda") else 4)) if learned else 1
     datasets = {agent: args.dataset and args.dataset.replace("{agent}", str(agent)) for agent in checkpoints}
     policies = Policies.load(checkpoints, batch_size, device, args.temperature, datasets) if learned else None
@@ -178,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=batch_size,
         ablation=None,
         scene=to_yaml(scene),
+        simulator=args.simulator,
         renderer=results.renderer(),
         device=results.device_name(device),
         versions=results.versions(),

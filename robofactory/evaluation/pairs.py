@@ -11,6 +11,7 @@ from robofactory.evaluation.wording import seeds_in_words
 
 SIGNIFICANT = 0.05
 POWER, Z_POWER = 0.8, 0.8416212335729143  # the usual chance to find what is there; the 80 % point of the normal
+MACHINE = ("simulator", "renderer", "device", "batch_size")  # of the protocol
 LOOK = ("visual_detail", "shader")  # with the sizes of the cameras: a policy is shown what it was trained on
 
 
@@ -120,8 +121,8 @@ def not_the_same(a: Evaluation, b: Evaluation) -> list[str]:
     """What else was not the same and might matter beside the policies: the look, the software, the machine."""
     ours, theirs = scene_keys(a.protocol.scene), scene_keys(b.protocol.scene)
     mine = {key: value for key, value in ours.items() if _is_look(key)}
-    mine |= {name: getattr(a.protocol, name) for name in ("renderer", "device", "batch_size")} | a.protocol.versions
-    other = {name: getattr(b.protocol, name) for name in ("renderer", "device", "batch_size")} | b.protocol.versions
+    mine |= {name: getattr(a.protocol, name) for name in MACHINE} | a.protocol.versions
+    other = {name: getattr(b.protocol, name) for name in MACHINE} | b.protocol.versions
     other |= theirs
     return [
         f"{key} is {value} in A and {other.get(key)} in B" for key, value in mine.items() if value != other.get(key)

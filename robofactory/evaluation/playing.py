@@ -1,16 +1,19 @@
 """An evaluation by its protocol: what is played already is kept, what is missing is played, some videos are kept."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from robofactory.config import UserError
+from robofactory.evaluation import parallel, workers
 from robofactory.evaluation.results import SUCCESS, SUMMARY, VIDEOS, EpisodeResult, Evaluation, Protocol, load, save
 from robofactory.evaluation.rollout import Plan, Rollout, video_name
-from robofactory.evaluation.workers import Setup, play_episodes
 from robofactory.policy import Policies
+
+PlayEpisodes = Callable[[Sequence[int]], Iterator[EpisodeResult]]  # of these seeds, in the order they end
 
 
 def play(
@@ -25,13 +28,19 @@ def play(
     """Play what is not played yet, keep so many videos, and save all in the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     at_most = "" if protocol.until is None else f", or until ±{protocol.until:g} points"
-    print(
-        f"{protocol.title}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, in {num_workers} "
-        f"processes, into {directory}"
-    )
-    setup = partial(Rollout, dataclasses.replace(plan, directory=directory if num_videos else None))
-    done = episodes_played(directory, protocol)
-    evaluation = play_missing(protocol, done, directory, setup, num_workers, time_limit_s, policies)
+    on_gpu = protocol.simulator == "gpu"
+    where = f"{protocol.batch_size} at a time on the GPU" if on_gpu else f"in {num_workers} processes"
+    print(f"{protocol.title}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, {where}, into {directory}")
+    plan = dataclasses.replace(plan, directory=directory if num_videos else None)
+
+    def play_episodes(seeds: Sequence[int]) -> Iterator[EpisodeResult]:
+        if on_gpu:
+            assert policies is not None, "parallel simulation is for policies"
+            setup = partial(parallel.Lockstep, plan, policies.num_rows)
+            return parallel.play_episodes(setup, seeds, time_limit_s, policies)
+        return workers.play_episodes(partial(Rollout, plan), seeds, num_workers, time_limit_s, policies)
+
+    evaluation = play_missing(protocol, episodes_played(directory, protocol), directory, play_episodes)
     evaluation = keep_videos(evaluation, directory, num_videos)
     save(evaluation, directory)
     return evaluation
@@ -55,13 +64,7 @@ def episodes_played(directory: Path, protocol: Protocol) -> list[EpisodeResult]:
 
 
 def play_missing(
-    protocol: Protocol,
-    done: list[EpisodeResult],
-    directory: Path,
-    setup: Setup,
-    num_workers: int,
-    time_limit_s: float,
-    policies: Policies | None = None,
+    protocol: Protocol, done: list[EpisodeResult], directory: Path, play_episodes: PlayEpisodes
 ) -> Evaluation:
     """The whole evaluation; what is complete is on disk after every episode.
 
@@ -75,7 +78,7 @@ def play_missing(
     seeds = [seed for seed in protocol.seeds if seed not in played]
     bar = tqdm(total=protocol.num_episodes, initial=len(done), unit="episode", dynamic_ncols=True, disable=None)
     with bar:
-        for episode in play_episodes(setup, seeds, num_workers, time_limit_s, policies):
+        for episode in play_episodes(seeds):
             if not episode.is_judged:
                 tqdm.write(f"seed {episode.seed}, {episode.outcome}: {episode.reason}")
                 if (directory / video_name(episode.seed)).exists():

@@ -161,6 +161,7 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         "step limit": protocol.max_steps,
         "temperature": f"{protocol.temperature:g}" + (" (greedy)" if protocol.temperature == 0 else ""),
         "episodes in a batch": protocol.batch_size,
+        "simulator": protocol.simulator,
         "renderer": protocol.renderer,
         "policies on": protocol.device,
         **{f"agent {k}": _driver(protocol, k) for k in range(len(protocol.drivers))},

@@ -34,7 +34,7 @@ class EpisodeResult:
         killed). The last two say nothing about the policy and are counted in no rate.
     seconds: wall time with rendering, video and policy.
     success_robofactory: RoboFactory's own, looser test was met at some step.
-    phases: what the expert would do next, one per agent, at the last step.
+    phases: what the expert would do next, one per agent, at the last step; empty on a GPU, where it cannot look.
     failed_at: the part of the task where a failure ended, one of `failures.STAGES` per agent; else empty.
     reason: why it was no success, in words; for a crash the exception.
     measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
@@ -71,7 +71,10 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that decides what happens in the episodes: the same protocol on the same machine repeats them to the bit."""
+    """All that decides what happens in the episodes.
+
+    The same protocol on the same machine repeats them to the bit, with the simulator on the CPU.
+    """
 
     task: str
     policy: str
@@ -88,6 +91,7 @@ class Protocol:
     batch_size: int  # episodes that the policies answer together; the size changes how sums are rounded
     ablation: str | None  # what `ablations.py` changes in these episodes
     scene: str  # YAML, before the ablation
+    simulator: str  # where physics runs, "cpu" or "gpu": contacts are solved otherwise
     renderer: str
     device: str  # where the policies run: what decides how their sums are rounded
     versions: dict[str, str]
@@ -176,7 +180,7 @@ class Evaluation:
             "mean_passes_per_action": _mean(passes),
             "failed_because": dict(Counter(e.reason for e in judged if e.outcome == FAILURE).most_common()),
             "failed_in_phases": dict(
-                Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE).most_common()
+                Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE and e.phases).most_common()
             ),
             "failed_at": failed_at(judged, len(self.protocol.drivers)),
             "crashed_because": dict(Counter(e.reason for e in self.episodes if not e.is_judged).most_common()),

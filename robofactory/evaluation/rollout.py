@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from jaxtyping import Float32
 from PIL import Image, ImageDraw, ImageFont
 
 from robofactory.config import SceneConfig
@@ -61,77 +62,140 @@ class Rollout:
     def __init__(self, plan: Plan):
         torch.set_num_threads(plan.num_threads)
         self.plan = plan
-        self.is_seen = bool(plan.learned) or plan.directory is not None  # the expert alone needs no images
         self.envs: dict[int, Any] = {}  # by seat
 
     def __call__(self, seat: int, seed: int) -> Play:
         from robofactory.sim.env import make_env, make_expert, observe
 
-        started, policy_seconds, policy_calls, num_passes = time.perf_counter(), 0.0, 0, 0
-        if seat not in self.envs:
-            self.envs[seat] = make_env(self.plan.scene, render=self.is_seen)
-        env = self.envs[seat]
-        video = None if self.plan.directory is None else self.plan.directory / video_name(seed)
-        learned = self.plan.learned
-        names = [f"agent {k} ({'policy' if k in learned else EXPERT})" for k in range(self.plan.scene.num_agents)]
-        info: dict[str, Any] = {}
-        has_succeeded, has_succeeded_robofactory, steps = False, False, 0
-        progress, digest = Progress(len(names)), hashlib.sha256()
-        perturbation = ablations.begin(self.plan.ablation, self.plan.scene, learned, seed)
-        # Built anew, from this episode's scene; contacts of the last one would change this in the fourth digit.
-        env.unwrapped.config = perturbation.scene
-        env.reset(seed=seed, options={"reconfigure": True})
-        expert = make_expert(env)
-        with EpisodeVideo(video, self.plan.scene.control_freq_hz, names) as film:
+        is_seen = bool(self.plan.learned) or self.plan.directory is not None  # the expert alone needs no images
+        with Episode(self.plan, seed) as episode:
+            if seat not in self.envs:
+                self.envs[seat] = make_env(self.plan.scene, render=is_seen)
+            env = self.envs[seat]
+            # Built anew, from this episode's scene; contacts of the last one would change this in the fourth digit.
+            env.unwrapped.config = episode.scene
+            env.reset(seed=seed, options={"reconfigure": True})
+            expert = make_expert(env)
             while True:
-                digest.update(env.unwrapped.get_state().cpu().numpy().tobytes())
-                observations = perturbation.observe(observe(env)) if self.is_seen else []
-                film.add(observations, f"seed {seed}   step {steps}   {'success' if has_succeeded else ''}")
-                if has_succeeded or steps == self.plan.scene.max_episode_steps:
-                    break
-                actions = expert.act() if len(learned) < len(names) else [np.empty(0)] * len(names)
-                if learned:
-                    answer = yield observations
-                    for agent in learned:
-                        actions[agent] = answer.actions[agent]
-                        for picture in observations[agent].images.values():
-                            digest.update(picture.tobytes())
-                    policy_seconds += answer.seconds
-                    num_passes += answer.num_passes
-                    policy_calls += len(learned)
-                actions = perturbation.act(actions)
-                digest.update(np.stack(actions).tobytes())
-                _, _, _, _, info = env.step({f"panda-{k}": action for k, action in enumerate(actions)})
-                steps += 1
-                has_succeeded = bool(_number(info["success"]))
-                has_succeeded_robofactory |= bool(_number(info["success_robofactory"]))
-                progress.see(info)
-        failed_at = [] if has_succeeded else progress.failed_at()
-        return EpisodeResult(
-            seed=seed,
-            outcome=SUCCESS if has_succeeded else FAILURE,
-            steps=steps,
-            seconds=round(time.perf_counter() - started, 3),
-            success_robofactory=has_succeeded_robofactory,
-            phases=list(expert.phases()),
-            failed_at=failed_at,
-            reason=None if has_succeeded else in_words(failed_at),
-            measures=_measures(info),
-            policy_ms=round(1000 * policy_seconds / policy_calls, 2) if policy_calls else None,
-            passes_per_action=round(num_passes / policy_calls, 3) if policy_calls else None,
-            digest=digest.hexdigest(),
-            video=None if video is None else video_name(seed),
+                observations = episode.observe(states_of(env)[0], observe(env) if is_seen else [])
+                if episode.is_over:
+                    return episode.result(phases=list(expert.phases()))
+                actions = expert.act() if len(self.plan.learned) < self.plan.scene.num_agents else None
+                answer = (yield observations) if self.plan.learned else None
+                actions = episode.act(actions, answer)
+                info = env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
+                episode.see(of_each(info, 1)[0])
+
+
+class Episode:
+    """The record of one episode, whoever steps its simulator: `observe`, `act`, `see` at every step; a last `observe`.
+
+    What the ablation changes is changed here. A context manager: it closes the video, also when an exception ended the
+    episode.
+    """
+
+    def __init__(self, plan: Plan, seed: int):
+        self.plan, self.seed, self.started = plan, seed, time.perf_counter()
+        self.perturbation = ablations.begin(plan.ablation, plan.scene, plan.learned, seed)
+        agents = range(plan.scene.num_agents)
+        names = [f"agent {agent} ({'policy' if agent in plan.learned else EXPERT})" for agent in agents]
+        video = None if plan.directory is None else plan.directory / video_name(seed)
+        self.film = EpisodeVideo(video, plan.scene.control_freq_hz, names)
+        self.observations: list[Observation] = []
+        self.info: dict[str, Any] = {}
+        self.steps, self.has_succeeded, self.has_succeeded_robofactory = 0, False, False
+        self.policy_seconds, self.policy_calls, self.num_passes = 0.0, 0, 0
+        self.progress, self.digest = Progress(len(names)), hashlib.sha256()
+
+    def __enter__(self) -> "Episode":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.film.close()
+
+    @property
+    def scene(self) -> SceneConfig:
+        """The one to simulate."""
+        return self.perturbation.scene
+
+    @property
+    def is_over(self) -> bool:
+        return self.has_succeeded or self.steps == self.plan.scene.max_episode_steps
+
+    def observe(self, state: np.ndarray, observations: list[Observation]) -> list[Observation]:
+        """What every agent is shown of a state of the simulator; without pictures, nothing."""
+        self.digest.update(state.tobytes())
+        self.observations = self.perturbation.observe(observations)
+        self.film.add(
+            self.observations, f"seed {self.seed}   step {self.steps}   {'success' if self.has_succeeded else ''}"
         )
+        return self.observations
+
+    def act(self, expert_actions: list[Action] | None, answer: Answer | None) -> list[Action]:
+        """What every agent executes now: an answer in the place of what the expert would do, and the ablation's part.
+
+        Args:
+            expert_actions: of every agent; None where policies drive them all.
+            answer: None where the expert drives them all.
+        """
+        actions = expert_actions or [np.empty(0)] * self.plan.scene.num_agents
+        if answer is not None:
+            for agent in self.plan.learned:
+                actions[agent] = answer.actions[agent]
+                for picture in self.observations[agent].images.values():
+                    self.digest.update(picture.tobytes())
+            self.policy_seconds += answer.seconds
+            self.num_passes += answer.num_passes
+            self.policy_calls += len(self.plan.learned)
+        actions = self.perturbation.act(actions)
+        self.digest.update(np.stack(actions).tobytes())
+        return actions
+
+    def see(self, info: dict[str, Any]) -> None:
+        """What the task's `evaluate` says after the step, see `of_each`."""
+        self.info = info
+        self.steps += 1
+        self.has_succeeded = bool(info["success"])
+        self.has_succeeded_robofactory |= bool(info["success_robofactory"])
+        self.progress.see(info)
+
+    def result(self, phases: list[str]) -> EpisodeResult:
+        """The record of the episode, which is over; its video is complete from now on."""
+        assert self.is_over, self.steps
+        self.film.close()
+        failed_at = [] if self.has_succeeded else self.progress.failed_at()
+        calls = self.policy_calls
+        return EpisodeResult(
+            seed=self.seed,
+            outcome=SUCCESS if self.has_succeeded else FAILURE,
+            steps=self.steps,
+            seconds=round(time.perf_counter() - self.started, 3),
+            success_robofactory=self.has_succeeded_robofactory,
+            phases=phases,
+            failed_at=failed_at,
+            reason=None if self.has_succeeded else in_words(failed_at),
+            measures=_measures(self.info),
+            policy_ms=round(1000 * self.policy_seconds / calls, 2) if calls else None,
+            passes_per_action=round(self.num_passes / calls, 3) if calls else None,
+            digest=self.digest.hexdigest(),
+            video=None if self.film.path is None else video_name(self.seed),
+        )
+
+
+def states_of(env: Any) -> Float32[np.ndarray, "b n"]:
+    """All that moves, of each environment."""
+    return env.unwrapped.get_state().cpu().numpy()
+
+
+def of_each(info: dict[str, torch.Tensor], num_envs: int) -> list[dict[str, Any]]:
+    """What ManiSkill batches over environments, by environment: its number, flag or array under each key."""
+    arrays = {key: value.cpu().numpy() for key, value in info.items()}
+    return [{key: array[index] for key, array in arrays.items()} for index in range(num_envs)]
 
 
 def video_name(seed: int) -> str:
     """Where an episode's video lies below the evaluation's directory."""
     return f"{VIDEOS}/seed_{seed}.mp4"
-
-
-def _number(value: Any) -> float:
-    """The first element of what ManiSkill batches over environments (a tensor [1], an array or a plain number)."""
-    return float(np.asarray(value).reshape(-1)[0])
 
 
 def _measures(info: dict[str, Any]) -> dict[str, float]:
@@ -164,10 +228,15 @@ class EpisodeVideo:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Complete the file; a second time does nothing."""
         if self.path is not None and self.canvas is not None:
             self.container.mux(self.stream.encode(None))
             self.container.close()
             os.replace(_temporary(self.path), self.path)
+            self.canvas = None
 
     def add(self, observations: Sequence[Observation], caption: str) -> None:
         """One frame: what every agent sees now, and a line of text below."""

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 
 if TYPE_CHECKING:
-    from robofactory.evaluation.rollout import Answer, Play
     from robofactory.policy import Memory, Policies
     from robofactory.shapes import Observation
 
 NUM_GROUPS = 2
-Setup = Callable[[], Callable[[int, int], "Play"]]
+SET_UP_FAILED = "the simulator or the policies could not be set up: {}"
+# What a seat plays: a `rollout.Play` of a seed, or a `parallel.Round` of several.
+Setup = Callable[[], Callable[[int, Any], Generator[Any, Any, Any]]]
 
 
 def play_episodes(
@@ -50,10 +51,10 @@ def play_episodes(
     num_rows = 1 if policies is None else policies.num_rows
     num_seats = num_workers if policies is None else NUM_GROUPS * num_rows
     queues = [deque(seed for seed in seeds if seed % num_rows == row) for row in range(num_rows)]
-    seats = [_Seat(number, num_rows) for number in range(num_seats)]
+    seats = [Seat(number, num_rows) for number in range(num_seats)]
     num_workers = min(num_workers, num_seats, len(seeds))
     workers = [
-        _Worker(setup, [seat for seat in seats if seat.number * num_workers // num_seats == index])
+        Worker(setup, [seat for seat in seats if seat.number * num_workers // num_seats == index])
         for index in range(num_workers)
     ]
     try:
@@ -63,10 +64,6 @@ def play_episodes(
             hanging = [each for each in workers if each.pipe not in pipes and each.silence_s > time_limit_s]
             for worker in [*(worker for worker in workers if worker.pipe in pipes), *hanging]:
                 kind, seat, content = worker.kill(time_limit_s) if worker in hanging else worker.receive()
-                if kind == "setup failed":
-                    raise UserError(f"the simulator or the policies could not be set up: {content}")
-                if kind == "user error":
-                    raise UserError(content)
                 if kind == "question":
                     assert seat is not None
                     seat.question = content
@@ -80,7 +77,7 @@ def play_episodes(
                         other.leave()
                     workers.remove(worker)
                     if any(queues[other.row] for other in worker.seats):
-                        workers.append(_Worker(setup, worker.seats))
+                        workers.append(Worker(setup, worker.seats))
                     continue
                 if kind == "episode":
                     assert seat is not None
@@ -104,7 +101,7 @@ def lost(seed: int, outcome: str, seconds: float, message: str) -> EpisodeResult
     return EpisodeResult(seed, outcome, 0, round(seconds, 3), False, [], [], message, {}, None, None, "", None)
 
 
-class _Seat:
+class Seat:
     """Where one episode at a time is played: a row of a group's batch."""
 
     def __init__(self, number: int, num_rows: int):
@@ -121,7 +118,7 @@ class _Seat:
         self.question: list[Observation] | None = None
 
 
-def _answer(group: Sequence[_Seat], workers: Sequence["_Worker"], policies: "Policies | None") -> None:
+def _answer(group: Sequence[Seat], workers: Sequence["Worker"], policies: "Policies | None") -> None:
     """Answer all questions of a group in one batch, unless one more is about to come.
 
     For an episode that has not begun yet nobody waits: the first picture of a process takes ten seconds.
@@ -148,8 +145,8 @@ def _answer(group: Sequence[_Seat], workers: Sequence["_Worker"], policies: "Pol
                 worker.tell(seat, Answer(actions, seconds, num_passes))
 
 
-class _Worker:
-    def __init__(self, setup: Setup, seats: "list[_Seat]"):
+class Worker:
+    def __init__(self, setup: Setup, seats: "list[Seat]"):
         context = multiprocessing.get_context("spawn")  # fork copies neither Vulkan nor CUDA
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
@@ -157,14 +154,15 @@ class _Worker:
         theirs.close()  # so that its death reads as the end of the pipe
         self.seats = seats
         self.is_ready = False
-        self.told: list[_Seat] = []  # seats that it has to step, in the order in which it does
+        self.told: list[Seat] = []  # seats that it has to step, in the order in which it does
         self.heard = time.perf_counter()  # when it last said something, or was told something after it had waited
 
-    def play(self, seat: _Seat, seed: int) -> None:
+    def play(self, seat: Seat, seed: int) -> None:
         seat.take(seed)
         self.tell(seat, seed)
 
-    def tell(self, seat: _Seat, content: "int | Answer") -> None:
+    def tell(self, seat: Seat, content: Any) -> None:
+        """What a seat is to play, or the answer to its question."""
         if not self.told:
             self.heard = time.perf_counter()
         self.told.append(seat)
@@ -181,15 +179,21 @@ class _Worker:
         """How long it has been silent with something to do: to set up, or to step a seat."""
         return time.perf_counter() - self.heard if self.told or not self.is_ready else 0.0
 
-    def kill(self, time_limit_s: float) -> tuple[str, _Seat | None, Any]:
+    def kill(self, time_limit_s: float) -> tuple[str, Seat | None, Any]:
         """End it although it may listen to no signal; what there is to say in its place, as of `receive`."""
         self.process.kill()
         self.process.join()
         message = f"no answer within {time_limit_s:g} s"
-        return (TIME_OUT, self.told.pop(0), message) if self.is_ready else ("setup failed", None, message)
+        if not self.is_ready:
+            raise UserError(SET_UP_FAILED.format(message))
+        return TIME_OUT, self.told.pop(0), message
 
-    def receive(self) -> tuple[str, _Seat | None, Any]:
-        """What kind of news, of which seat, and what it is."""
+    def receive(self) -> tuple[str, Seat | None, Any]:
+        """What kind of news ("ready", "question", "episode" or a crash), of which seat, and what it is.
+
+        Raises:
+            UserError: it could not be set up, or met what a user can mend.
+        """
         self.heard = time.perf_counter()
         try:
             kind, content = self.pipe.recv()
@@ -198,8 +202,12 @@ class _Worker:
             code = self.process.exitcode or 0
             died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             kind, content = CRASH if self.is_ready else "setup failed", f"the process died ({died})"
-        if kind in ("ready", "setup failed", "user error"):
-            self.is_ready = kind == "ready"
+        if kind == "setup failed":
+            raise UserError(SET_UP_FAILED.format(content))
+        if kind == "user error":
+            raise UserError(content)
+        if kind == "ready":
+            self.is_ready = True
             return kind, None, content
         if self.told:
             return kind, self.told.pop(0), content
@@ -212,7 +220,7 @@ def _serve(pipe: Connection, setup: Setup) -> None:
     with _Reported(pipe, "setup failed"):
         start = setup()
     pipe.send(("ready", None))
-    episodes: dict[int, Play] = {}
+    episodes: dict[int, Generator[Any, Any, Any]] = {}
     while True:
         try:
             seat, content = pipe.recv()
@@ -220,12 +228,13 @@ def _serve(pipe: Connection, setup: Setup) -> None:
             return
         with _Reported(pipe, CRASH):
             try:
-                if isinstance(content, int):
+                if seat in episodes:
+                    news = "question", episodes[seat].send(content)
+                else:
                     episodes[seat] = start(seat, content)
                     news = "question", next(episodes[seat])
-                else:
-                    news = "question", episodes[seat].send(content)
             except StopIteration as end:
+                del episodes[seat]
                 news = "episode", end.value
         pipe.send(news)
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from robofactory.config import UserError, find_checkpoints, look_of, to_yaml, wi
 from robofactory.evaluation import evaluate, playing, results
 from robofactory.evaluation.ablations import Ablation
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
+from robofactory.evaluation.workers import play_episodes
 
 
 @pytest.fixture
@@ -105,12 +107,25 @@ def test_a_path_may_stand_for_every_agent(home):
         (["--task", TASK, "--time_limit", "0"], "--time_limit 0: must be above 0"),
         (["--task", TASK, "--ablate", "blackout=left"], "no view 'left'; it has side, overhead, wrist"),
         (["--task", TASK, "--policy", "expert", "--ablate", "light"], "the expert looks at no pictures"),
+        (["--task", TASK, "--simulator", "gpu", "--policy", "expert"], "the expert reads one environment"),
+        (["--task", TASK, "--simulator", "gpu", "--partner", "expert", "--agent_id", "0"], "the expert reads one"),
+        (["--task", TASK, "--simulator", "gpu", "--workers", "2"], "--workers 2: --simulator gpu has one process"),
+        (
+            ["--task", TASK, "--simulator", "gpu", "--ablate", "light", "camera_shift_m"],
+            "camera_shift_m=0.02 changes the scene from episode to episode; play it on cpu",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(home, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         evaluate.main(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_simulation_on_a_gpu_that_is_not_there_is_one_line_before_anything_is_loaded(home, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^physics on the GPU: there is no CUDA GPU here; simulate on the CPU$"):
+        evaluate.main(["--task", TASK, "--simulator", "gpu", "--ablate", "light"])
 
 
 # ------------------------------------------------------------------------------------------------------------- look
@@ -149,13 +164,17 @@ def numbered(num_episodes: int) -> results.Protocol:
     return dataclasses.replace(sample_evaluation([]).protocol, first_seed=0, num_episodes=num_episodes)
 
 
+def in_processes(setup, num_workers: int = 1) -> playing.PlayEpisodes:
+    return partial(play_episodes, setup, num_workers=num_workers, time_limit_s=60.0)
+
+
 def test_what_is_complete_is_kept_and_only_the_rest_is_played(tmp_path):
     """Two episodes were done when it was interrupted; their steps tell them from episodes played again."""
     protocol = numbered(5)
     done = [dataclasses.replace(sample_episode(0), steps=11), dataclasses.replace(sample_episode(3), steps=12)]
     results.save(results.Evaluation(protocol, done), tmp_path)
     found = playing.episodes_played(tmp_path, protocol)
-    evaluation = playing.play_missing(protocol, found, tmp_path, play_with_trouble, num_workers=1, time_limit_s=60.0)
+    evaluation = playing.play_missing(protocol, found, tmp_path, in_processes(play_with_trouble))
     assert [(e.seed, e.outcome) for e in evaluation.episodes] == [
         (0, SUCCESS), (1, CRASH), (2, FAILURE), (3, SUCCESS), (4, SUCCESS)
     ]  # fmt: skip
@@ -179,12 +198,11 @@ def test_an_evaluation_until_it_knows_ends_at_the_same_seed_however_fast_its_wor
     """Odd seeds fail at once and are ahead; even ones succeed later: 21 episodes make it ±20 at a rate of 1/2."""
     protocol = dataclasses.replace(numbered(60), until=20.0)
     for num_workers in (1, 2):
-        evaluation = playing.play_missing(protocol, [], tmp_path, play_by_turns, num_workers, 60.0)
+        evaluation = playing.play_missing(protocol, [], tmp_path, in_processes(play_by_turns, num_workers))
         assert evaluation.seeds == list(range(21)) and evaluation.is_complete
         assert results.load(tmp_path) == evaluation
-    again = playing.play_missing(
-        protocol, playing.episodes_played(tmp_path, protocol), tmp_path, fail_to_set_up, 1, 60.0
-    )
+    done = playing.episodes_played(tmp_path, protocol)
+    again = playing.play_missing(protocol, done, tmp_path, in_processes(fail_to_set_up))
     assert again == evaluation, "nothing is left to play"
 
 
@@ -200,6 +218,12 @@ def test_what_is_replaced_says_why(tmp_path, capsys):
         == []
     )
     assert "an evaluation that differs in temperature, device; it is replaced" in capsys.readouterr().out
+
+
+def test_episodes_of_one_simulator_are_not_continued_in_another(tmp_path, capsys):
+    results.save(results.Evaluation(numbered(2), [sample_episode(0)]), tmp_path)
+    assert playing.episodes_played(tmp_path, dataclasses.replace(numbered(2), simulator="gpu")) == []
+    assert "an evaluation that differs in simulator; it is replaced" in capsys.readouterr().out
 
 
 def test_more_episodes_or_a_narrower_interval_go_on_from_those_that_were_played(tmp_path):

@@ -87,11 +87,12 @@ def test_another_look_or_machine_is_noted_and_compared_all_the_same():
     """A policy is shown pictures as it was trained on: to compare resolutions has to be possible."""
     a = sample_evaluation([SUCCESS, FAILURE])
     scene = sample_scene("visual_detail=low", "cameras.0.width=64")
-    b = with_protocol(a, scene=to_yaml(scene), versions={"torch": "2.15.0"}, device="cuda, another")
+    b = with_protocol(a, scene=to_yaml(scene), versions={"torch": "2.15.0"}, device="cuda, another", simulator="gpu")
     assert pair_up(a, b).count == 2
     assert pairs.not_the_same(a, b) == [
         "cameras.0.width is 320 in A and 64 in B",
         "visual_detail is full in A and low in B",
+        "simulator is cpu in A and gpu in B",
         "device is cpu, some chip, 1 threads in A and cuda, another in B",
         "torch is 2.14.1 in A and 2.15.0 in B",
     ]

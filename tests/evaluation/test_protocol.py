@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_samples import TASK
+from evaluation_samples import TASK, untrained_policies
 
-from robofactory.config import load_recipe
 from robofactory.evaluation import evaluate, results
 from robofactory.evaluation.results import Evaluation
 
@@ -25,31 +24,6 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     evaluate.main([*arguments, "--output", str(home / "once")])
     evaluate.main([*arguments, "--output", str(home / "again"), "--ablate", ABLATED])
     return [home / name / "all_agents" for name in ("once", "again")]
-
-
-def untrained_policies(home: Path) -> None:
-    """One for each agent, which have learned nothing: any two of their actions are far from each other."""
-    import torch
-
-    from robofactory import checkpoint
-    from robofactory.codec.codec import Codec
-    from robofactory.codec.statistics import DatasetStatistics
-
-    tower, language = "{embed_dim: 32, depth: 2, num_heads: 2}", "hidden_size: 32, intermediate_size: 64"
-    language = f"{{{language}, num_hidden_layers: 1, num_attention_heads: 2}}"
-    sizes = {"image_size": 28, "dino": tower, "siglip": tower, "language": language}
-    recipe = load_recipe("robot_openvla_tiny", [f"model.architecture.{key}={size}" for key, size in sizes.items()])
-    sizes = {view: [48, 36] for view in ("side", "overhead", "wrist")}
-    look = {"visual_detail": "low", "shader": "minimal", "camera_sizes": sizes}
-    rest = np.array([0.0, 0.39, 0.0, -1.96, 0.0, 2.36, 0.79, 1.0])
-    around = (rest + np.random.default_rng(0).normal(0.0, 0.1, (500, 8))).astype(np.float32)
-    around[:, 7] = np.where(around[:, 0] > 0, 1.0, -1.0)
-    names = [f"joint_{number}" for number in range(1, 8)] + ["gripper"]
-    for agent in (0, 1):
-        codec = Codec.create(recipe, {"some": DatasetStatistics.measure(around, around, names, "mean_std", look, 3)})
-        torch.manual_seed(agent)
-        model = checkpoint.build_model(recipe, codec)
-        checkpoint.save(home / f"{TASK}_Agent{agent}_3", "epoch_1", model, codec, recipe, {"update": 1})
 
 
 def repeated(evaluation: Evaluation) -> list[dict]:

@@ -13,6 +13,7 @@ from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, Ep
 from robofactory.evaluation.workers import lost
 
 if TYPE_CHECKING:
+    from robofactory.evaluation.parallel import Round
     from robofactory.evaluation.rollout import Play
 
 
@@ -101,6 +102,33 @@ def play_asking(has_trouble: bool, pause_s: float, hanging_seed: int | None = No
         )
 
     return play
+
+
+def play_asking_together(crashing_turn: int | None = None, hanging_seed: int | None = None):
+    """The same episodes in lockstep; the simulator of seed 1 may crash before one of its turns."""
+    from robofactory.evaluation.parallel import Turn
+
+    play = play_asking(False, 0.0, hanging_seed)
+
+    def play_together(seat: int, seeds: dict[int, int]) -> "Round":
+        episodes = {row: play(seat, seed) for row, seed in seeds.items()}
+        answers = dict.fromkeys(episodes)
+        number = 0
+        while True:
+            if number == crashing_turn and 1 in seeds.values():
+                get_into_trouble(1)
+            turn = Turn({}, [])
+            for row, answer in answers.items():
+                try:
+                    turn.observations[row] = episodes[row].send(answer)
+                except StopIteration as end:
+                    turn.ended.append(end.value)
+            if not turn.observations:
+                return turn
+            answers = yield turn
+            number += 1
+
+    return play_together
 
 
 def hang_in_set_up():
