@@ -138,6 +138,7 @@ def test_a_recipe_of_another_version_is_one_line(parts, tmp_path):
     checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
     path = tmp_path / "epoch_1" / "config.yaml"
     path.write_text(path.read_text() + "deployment:\n  robot: panda\n")
+    (tmp_path / "epoch_1" / "manifest.json").unlink()
     checkpoint.write_manifest(tmp_path / "epoch_1", update=1, keep=True)
     with pytest.raises(UserError, match=r"config\.yaml: unknown key 'deployment'.*; use the version of robofactory"):
         Policy.load(tmp_path / "epoch_1")

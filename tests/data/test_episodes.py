@@ -16,6 +16,7 @@ import pytest
 from demonstrations import HEIGHT, VIEWS, WIDTH, description, episode, files_of, pictures, write_dataset
 from PIL import Image
 
+from robofactory import files
 from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader, DatasetWriter, decode_png, encode_png
@@ -269,7 +270,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path, monkeypatch):
             super().write(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lerobot, "open", FullDisk, raising=False)
+    monkeypatch.setattr(files, "open", FullDisk, raising=False)
     with pytest.raises(
         UserError, match=r"file-001.parquet: the disk is full; every complete episode is kept"
     ) as caught:

@@ -22,7 +22,6 @@ WORDS = ["--instruction", "push"]
 
 KILLED = """
 import multiprocessing, os, runpy, sys
-import robofactory.data.lerobot as lerobot
 replace = os.replace
 def stop(temporary, path):
     if str(path).endswith("file-001.parquet"):  # the second episode is written, not renamed
@@ -30,7 +29,7 @@ def stop(temporary, path):
         os.kill(os.getpid(), 9)
     replace(temporary, path)
 if __name__ == "__main__":
-    lerobot.os.replace = stop
+    os.replace = stop
     sys.argv = ["import", *{arguments!r}]
     runpy.run_module("robofactory.data.imports", run_name="__main__")
 """
