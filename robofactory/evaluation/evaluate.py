@@ -114,7 +114,12 @@ trained unless visual_detail or shader is overridden.""",
     )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
-    add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
+    add(
+        "--videos",
+        type=int,
+        default=8,
+        help="episodes whose video is kept: the worst, the best, then other failures before successes (default: 8)",
+    )
     add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     args = parser.parse_intermixed_args(arguments)
     for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1, "batch": 1}.items():
@@ -141,7 +146,15 @@ def half_width(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    from robofactory.evaluation import ablations, paired_report, playing, report, results, rollout
+    from robofactory.evaluation import (
+        ablations,
+        looking,
+        paired_report,
+        playing,
+        report,
+        results,
+        rollout,
+    )
     from robofactory.policy import Policies, digest_of_weights
 
     num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
@@ -190,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         playing.play, num_workers=num_workers, time_limit_s=args.time_limit, policies=policies, num_videos=args.videos
     )
     evaluation = play(protocol, plan, directory)
+    if policies is not None:
+        looking.look_at_best_and_worst(evaluation, plan, directory, num_workers, args.time_limit, policies)
     same_seeds = dataclasses.replace(protocol, num_episodes=len(evaluation.episodes), until=None)
     for ablation in ablated:
         play(
