@@ -107,6 +107,7 @@ def test_the_report_is_found_and_needs_no_network(home, said):
         assert f"Agent {agent} by its learned policy" in page
     assert "data:video/mp4;base64," in page and "Worst: " in page
     assert "with heat" in page and "Nobody looked" not in page
+    assert "Success over checkpoints" in (report.parents[1] / "report.html").read_text()
     assert 'src="http' not in page
     assert 'href="http' not in page
 

@@ -148,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     from robofactory.evaluation import (
         ablations,
+        checkpoints_report,
         looking,
         paired_report,
         playing,
@@ -214,11 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     # ---- report
-    html = report.write_report_of_root(root)
+    results_of_runs = root.parent if learned and not args.output else None  # of all checkpoints
+    html = report.write_report_of_root(root, results_of_runs)
     print(f"\n{report.as_text(evaluation)}")
     if compared := paired_report.ablations_of(directory, evaluation):
         print(f"\n{paired_report.as_text(evaluation, compared)}")
     print(f"\nepisodes, videos: {directory}\nreport: {html}")
+    if results_of_runs is not None:
+        print(f"over checkpoints: {checkpoints_report.write_report(results_of_runs)}")
 
 
 # --------------------------------------------------------------------------------------------------- who drives whom

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from robofactory.evaluation import looking_report, paired_report
+from robofactory.evaluation import checkpoints_report, looking_report, paired_report
 from robofactory.evaluation.page import page
 from robofactory.evaluation.results import SUMMARY, EpisodeResult, Evaluation, load, write_atomically
 from robofactory.evaluation.wording import interval_in_words, number, rate_in_words, seeds_in_words, table_html
@@ -63,21 +63,29 @@ def stopped_in_words(evaluation: Evaluation) -> str:
     )
 
 
-def write_report_of_root(root: Path) -> Path:
-    """`{root}/report.html` of all evaluations below a directory and of the runs their policies come from."""
+def write_report_of_root(root: Path, results: Path | None = None) -> Path:
+    """`{root}/report.html` of all evaluations below a directory and of the runs their policies come from.
+
+    Args:
+        results: where the roots of all checkpoints of these runs lie, for success over checkpoints; None: left away.
+    """
     evaluations = sorted(
         (path.parent for path in root.glob(f"*/{SUMMARY}")), key=lambda p: (p.name != "all_agents", p.name)
     )
     checkpoints = {path for directory in evaluations for path in load(directory).protocol.checkpoints if path}
     runs = sorted({Path(path).parent for path in checkpoints})
-    write_report(root / "report.html", evaluations, runs)
+    progress = "" if results is None else checkpoints_report.section(results, root, fewest=2)
+    write_report(root / "report.html", evaluations, runs, progress=progress)
     return root / "report.html"
 
 
-def write_report(output_html: Path, evaluations: list[Path], runs: list[Path], lead: str = "") -> None:
+def write_report(
+    output_html: Path, evaluations: list[Path], runs: list[Path], lead: str = "", progress: str = ""
+) -> None:
     """One page of several evaluations (directories) and the training runs (directories) behind them.
 
-    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out. `lead` (HTML) comes first.
+    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out. `lead` (HTML) comes first,
+    `progress` before the curves.
     """
     loaded = [(directory, load(directory)) for directory in evaluations]
     names = sorted({f"{e.protocol.task} · {e.protocol.checkpoint or 'expert'}" for _, e in loaded})
@@ -90,6 +98,7 @@ def write_report(output_html: Path, evaluations: list[Path], runs: list[Path], l
         "<p class=note>Bars: success rate, the bracket is its 95 % interval (Wilson). Success is the task's honest "
         "test; RoboFactory's own can be passed by one arm alone and is shown for comparison only.</p>",
         _best_and_worst(loaded),
+        progress,
     ]
     if metrics:
         body += ["<section><h2>Training</h2>", *(_curves(path) for path in metrics), "</section>"]
