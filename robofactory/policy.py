@@ -1,19 +1,20 @@
 """A checkpoint that acts: the only inference path, used by evaluation and by serving alike."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
 from robofactory.model.lora import mix
-from robofactory.model.openvla import OpenVLA
+from robofactory.model.openvla import NUM_BINS, OpenVLA
 from robofactory.model.precision import autocast
 from robofactory.shapes import Action, Observation
 
@@ -84,6 +85,12 @@ class Policy:
             tokens = self.model.generate(batch, self.codec.action_dim, self.temperature, generators, draft)
         self.last_tokens = tokens
         return self.codec.decode_actions(tokens.cpu().numpy())
+
+    def look(self, observations: Sequence[Observation]) -> "list[Look]":
+        """Acts as `act` does, and says how it came to each action: `Look.action` is what `act` would have answered."""
+        self.act(observations)
+        assert self.last_tokens is not None
+        return look_at(self.model, [self.codec] * len(observations), observations, self.last_tokens)
 
 
 @dataclass
@@ -178,6 +185,99 @@ class Policies:
                     actions[agent] = self.codecs[agent].decode_actions(ids[index])
                     answers[row] = actions, passes + model.row_passes[index]
         return answers
+
+    def look(self, memory: Mapping[int, Memory], observations: Sequence[Observation]) -> "dict[int, Look]":
+        """By agent: how the actions came about that an episode has just been given for these observations.
+
+        Nothing that is remembered changes: the episode goes on as if nobody had looked.
+        """
+        looks: dict[int, Look] = {}
+        for model, agents in self.parts:
+            codecs, seen = [self.codecs[agent] for agent in agents], [observations[agent] for agent in agents]
+            tokens = torch.stack([memory[agent].last_tokens for agent in agents])
+            looks |= zip(agents, look_at(model, codecs, seen, tokens), strict=True)
+        return looks
+
+
+# -------------------------------------------------------------------------------------------------------------- look
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a policy came to one action: what it saw, where it attended, and how likely it found each bin.
+
+    views, pictures: of each view its name and what the model saw: cropped, resized, RGB in [0, 255].
+    parts: what the sequence consists of: `start` (the first token, where attention rests that looks for nothing), each
+        view, `proprio` if the policy takes it, `text`, `actions before`.
+    attention: of the position that answers with each action token, the share that it pays to each part, in each language
+        layer; the mean over its heads. Sums to 1 over the parts.
+    heat: the share of each patch of a view, mean over layers and action tokens. A view's global token, if the policy has
+        one, is in `attention` alone.
+    names, values: of each action dimension its name and the value of every bin, in ascending order: rad, or as the gripper.
+    probabilities: of each bin, given the action tokens before; at temperature 1, whatever the policy acts at.
+    chosen: the bin of the action.
+    """
+
+    views: tuple[str, ...]
+    pictures: UInt8[np.ndarray, "v h w 3"]
+    parts: tuple[str, ...]
+    attention: Float32[np.ndarray, "layers a parts"]
+    heat: Float32[np.ndarray, "v grid grid"]
+    names: tuple[str, ...]
+    values: Float32[np.ndarray, "a bins"]
+    probabilities: Float32[np.ndarray, "a bins"]
+    chosen: Int64[np.ndarray, " a"]
+
+    @property
+    def action(self) -> Action:
+        return np.take_along_axis(self.values, self.chosen[:, None], axis=1)[:, 0]
+
+
+@torch.inference_mode()
+def look_at(
+    model: OpenVLA, codecs: Sequence[Codec], observations: Sequence[Observation], tokens: Int64[Tensor, "b a"]
+) -> list[Look]:
+    """How the model came to these action tokens: one pass of the whole sequence, the tokens given.
+
+    The pass has other shapes than those that decided the tokens, so sums are rounded otherwise: of two bins that are as
+    likely to the last digits, the chosen one may come second.
+
+    Args:
+        codecs: one for each observation, which all make batches of one shape.
+    """
+    examples = [codec.encode_observation(seen) for codec, seen in zip(codecs, observations, strict=True)]
+    given = [replace(each, action_tokens=row) for each, row in zip(examples, tokens.cpu(), strict=True)]
+    batch = codecs[0].collate(given).to(tokens.device)
+    attention: list[Tensor] = []
+    with autocast(model):
+        logits = model.action_logits(batch, attention)
+    first = model.first_action_id
+    probabilities = logits[..., first : first + NUM_BINS].float().softmax(dim=-1).flip(-1)  # the first bin: highest id
+    chosen = first + NUM_BINS - 1 - tokens
+    _, *of_views, of_proprio, _, _ = columns = torch.stack(attention, dim=1).split(model.part_sizes(batch), dim=-1)
+    shares = torch.stack([each.sum(dim=-1) for each in columns], dim=-1)  # [b, layers, a, parts]
+    is_patch = slice(int(model.vision_backbone.global_token), None)
+    patches = torch.stack([each[..., is_patch].mean(dim=(1, 2)) for each in of_views], dim=1)  # [b, v, p]
+    grid = math.isqrt(patches.shape[-1])
+    looks = []
+    for row, (codec, example) in enumerate(zip(codecs, examples, strict=True)):
+        parts = ("start", *codec.views, "proprio", "text", "actions before")
+        is_there = [part != "proprio" or of_proprio.shape[-1] > 0 for part in parts]
+        ids = np.arange(first, first + NUM_BINS)[::-1, None].repeat(codec.action_dim, axis=1)
+        looks.append(
+            Look(
+                views=codec.views,
+                pictures=example.pixel_values.permute(0, 2, 3, 1).numpy(),
+                parts=tuple(part for part, there in zip(parts, is_there, strict=True) if there),
+                attention=shares[row][..., is_there].cpu().numpy(),
+                heat=patches[row].unflatten(-1, (grid, grid)).cpu().numpy(),
+                names=codec.action_statistics.names,
+                values=codec.decode_actions(ids).T,
+                probabilities=probabilities[row].cpu().numpy(),
+                chosen=chosen[row].cpu().numpy(),
+            )
+        )
+    return looks
 
 
 def digest_of_weights(checkpoint: Path) -> str:

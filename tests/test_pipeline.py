@@ -101,10 +101,13 @@ def test_both_together_and_each_alone_are_evaluated(home, said):
 
 def test_the_report_is_found_and_needs_no_network(home, said):
     (line,) = [line for line in said.splitlines() if line.startswith("The report")]
-    page = Path(line.partition(": ")[2]).read_text()
+    report = Path(line.partition(": ")[2])
+    page = report.read_text()
     for agent in (0, 1):
         assert f"Agent {agent} by its learned policy" in page
-    assert "data:video/mp4;base64," in page
+    assert "data:video/mp4;base64," in page and "Worst: " in page
+    assert "with heat" in page and "Nobody looked" not in page
+    assert "Success over checkpoints" in (report.parents[1] / "report.html").read_text()
     assert 'src="http' not in page
     assert 'href="http' not in page
 

@@ -1,5 +1,7 @@
 """Several policies answer several episodes at a time, and none of it shows in an answer."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,77 @@ def test_mixed_policies_act_as_each_does_by_itself(adapted, monkeypatch):
             policy.start_episode(row)
             for step, (actions, _) in enumerate(answers[row]):
                 assert actions[agent] == policy.act([observation(100 * row + 10 * agent + step)])[0].tolist()
+
+
+# -------------------------------------------------------------------------------------------------------------- look
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_look_is_at_the_action_that_the_policy_takes(tiny, temperature, monkeypatch):
+    """In float32, where two likeliest tokens are never as close as rounding."""
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    models, codecs = tiny
+    policy, seen = Policy(models[1], codecs[1], temperature), [observation(3), observation(4)]
+    looks = policy.look(seen)
+    policy.start_episode(0)
+    for look, action in zip(looks, policy.act(seen), strict=True):
+        np.testing.assert_array_equal(look.action, action)
+        assert (np.diff(look.values[:, :-1]) > 0).all(), "bins ascend; the last two decode alike"
+        np.testing.assert_allclose(look.probabilities.sum(axis=1), 1.0, atol=1e-5)
+        is_likeliest = look.chosen == look.probabilities.argmax(axis=1)
+        assert is_likeliest.all() if temperature == 0.0 else not is_likeliest.all()
+
+
+@torch.no_grad()
+def test_a_look_has_the_softmax_of_the_logits_and_the_attention_to_each_part(tiny, monkeypatch):
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    model, codec = tiny[0][0], tiny[1][0]
+    policy, seen = Policy(model, codec), observation(3)
+    (look,) = policy.look([seen])
+    batch = codec.encode_observations([seen])
+    batch = Batch(batch.pixel_values, batch.input_ids, batch.text_mask, batch.proprio, policy.last_tokens)
+    weights: list[torch.Tensor] = []
+    logits = model.action_logits(batch, weights)[0, :, -256:]
+    np.testing.assert_allclose(look.probabilities, logits.softmax(dim=-1).flip(-1), atol=1e-6)
+    assert look.chosen.tolist() == (codec.vocab_size - 1 - batch.action_tokens[0]).tolist()
+
+    assert look.parts == ("start", "side", "overhead", "wrist", "proprio", "text", "actions before")
+    np.testing.assert_allclose(look.attention.sum(axis=-1), 1.0, atol=1e-5)
+    layers = torch.stack(weights)[:, 0]  # [layers, a, n]; 4 patches of 14 px and the global token a view
+    starts = [0, 1, 6, 11, 16, 17, 17 + batch.input_ids.shape[1] - 1, layers.shape[-1]]
+    for part, (start, end) in enumerate(pairwise(starts)):
+        np.testing.assert_allclose(look.attention[..., part], layers[..., start:end].sum(dim=-1), atol=1e-6)
+    for view, start in enumerate((2, 7, 12)):
+        patches = layers[..., start : start + 4].mean(dim=(0, 1))
+        np.testing.assert_allclose(look.heat[view], patches.reshape(2, 2), atol=1e-6)
+    assert (look.attention[:, 0, -1] == 0).all() and (look.attention[:, 1:, -1] > 0).all(), "actions before the first"
+    np.testing.assert_array_equal(look.pictures, codec.encode_observation(seen).pixel_values.permute(0, 2, 3, 1))
+
+
+def test_every_agent_is_looked_at_through_its_own_adapter_and_remembers_nothing_of_it(adapted, monkeypatch):
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    policies, seen = Policies.load(adapted, num_rows=2), [observation(0), observation(1)]
+    memory = policies.start_episode(0)
+    policies.act({1: (memory, seen)})
+    before = {agent: (each.last_tokens.tolist(), each.generator.get_state().tolist()) for agent, each in memory.items()}
+    looks = policies.look(memory, seen)
+    assert before == {
+        agent: (each.last_tokens.tolist(), each.generator.get_state().tolist()) for agent, each in memory.items()
+    }
+    for agent, path in adapted.items():
+        (alone,) = Policy.load(path).look([seen[agent]])
+        np.testing.assert_array_equal(looks[agent].chosen, alone.chosen)
+        np.testing.assert_allclose(looks[agent].probabilities, alone.probabilities, atol=1e-4)
+        np.testing.assert_allclose(looks[agent].attention, alone.attention, atol=1e-4)
+    assert np.abs(looks[0].attention - looks[1].attention).max() > 1e-3, "equal adapters would prove nothing"
+
+
+def test_a_policy_in_bfloat16_and_without_proprio_has_no_such_part_and_is_looked_at(tmp_path):
+    weights = write_published(tmp_path / "weights")
+    recipe = load_recipe("robot_openvla", [f"model.model_name={weights}"])
+    codec = make_codec(recipe)
+    (look,) = Policy(checkpoint.build_model(recipe, codec).eval(), codec).look([observation(0)])
+    assert look.parts == ("start", "side", "overhead", "wrist", "text", "actions before")
+    assert look.attention.shape[-1] == 6 and look.heat.shape == (3, 2, 2)
+    np.testing.assert_allclose(look.attention.sum(axis=-1), 1.0, atol=1e-2)
+    np.testing.assert_allclose(look.probabilities.sum(axis=-1), 1.0, atol=1e-5)

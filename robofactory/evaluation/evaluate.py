@@ -123,7 +123,12 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     )
     add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
     add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
-    add("--videos", type=int, default=8, help="episodes whose video is kept, failures before successes (default: 8)")
+    add(
+        "--videos",
+        type=int,
+        default=8,
+        help="episodes whose video is kept: the worst, the best, then other failures before successes (default: 8)",
+    )
     add("overrides", nargs="*", metavar="section.key=value", help="override the scene")
     args = parser.parse_intermixed_args(arguments)
     of_policies = ("checkpoint", "data_num", "dataset", "batch", "device")
@@ -156,7 +161,17 @@ def half_width(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    from robofactory.evaluation import ablations, paired_report, parallel, playing, report, results, rollout
+    from robofactory.evaluation import (
+        ablations,
+        checkpoints_report,
+        looking,
+        paired_report,
+        parallel,
+        playing,
+        report,
+        results,
+        rollout,
+    )
     from robofactory.policy import Policies, digest_of_weights
 
     num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
@@ -210,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         playing.play, num_workers=num_workers, time_limit_s=args.time_limit, policies=policies, num_videos=args.videos
     )
     evaluation = play(protocol, plan, directory)
+    if policies is not None and args.simulator == "cpu":  # a GPU does not repeat an episode to the bit
+        looking.look_at_best_and_worst(evaluation, plan, directory, num_workers, args.time_limit, policies)
     same_seeds = dataclasses.replace(protocol, num_episodes=len(evaluation.episodes), until=None)
     for ablation in ablated:
         play(
@@ -219,11 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
     # ---- report
-    html = report.write_report_of_root(root)
+    results_of_runs = root.parent if learned and not args.output else None  # of all checkpoints
+    html = report.write_report_of_root(root, results_of_runs)
     print(f"\n{report.as_text(evaluation)}")
     if compared := paired_report.ablations_of(directory, evaluation):
         print(f"\n{paired_report.as_text(evaluation, compared)}")
     print(f"\nepisodes, videos: {directory}\nreport: {html}")
+    if results_of_runs is not None:
+        print(f"over checkpoints: {checkpoints_report.write_report(results_of_runs)}")
 
 
 # --------------------------------------------------------------------------------------------------- who drives whom

@@ -11,7 +11,7 @@ from robofactory.evaluation.wording import seeds_in_words
 
 SIGNIFICANT = 0.05
 POWER, Z_POWER = 0.8, 0.8416212335729143  # the usual chance to find what is there; the 80 % point of the normal
-MACHINE = ("simulator", "renderer", "device", "batch_size")  # of the protocol
+CONDITIONS = ("temperature", "simulator", "renderer", "device", "batch_size")  # of the protocol
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def pair_up(a: Evaluation, b: Evaluation) -> Pairs:
     Raises:
         UserError: they are no pairs: another task, scene, step limit or other seeds. The line names the difference.
     """
-    require_same_layouts(a, b)
+    if reason := other_layouts(a, b):
+        raise UserError(f"no pairs: {reason}")
     other = {episode.seed: episode for episode in b.episodes}
     ended = [
         (one.is_success, other[one.seed].is_success)
@@ -98,33 +99,36 @@ def pair_up(a: Evaluation, b: Evaluation) -> Pairs:
     )
 
 
-def require_same_layouts(a: Evaluation, b: Evaluation) -> None:
-    """Raises UserError unless both met the same episodes: task, scene, step limit, seeds."""
+def other_layouts(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("A", "B")) -> str | None:
+    """Why they did not meet the same episodes: task, scene, step limit or seeds; None: they did."""
     for name in ("task", "max_steps"):
         ours, theirs = getattr(a.protocol, name), getattr(b.protocol, name)
         if ours != theirs:
-            raise UserError(f"no pairs: {name} is {ours} in A and {theirs} in B")
+            return f"{name} is {ours} in {names[0]} and {theirs} in {names[1]}"
     ours, theirs = scene_keys(a.protocol.scene), scene_keys(b.protocol.scene)
     for key in [*ours, *theirs]:
         if not _is_look(key) and (ours.get(key) != theirs.get(key) or (key in ours) != (key in theirs)):
-            raise UserError(f"no pairs: {key} of the scene is {ours.get(key)} in A and {theirs.get(key)} in B")
+            return f"{key} of the scene is {ours.get(key)} in {names[0]} and {theirs.get(key)} in {names[1]}"
     if a.seeds != b.seeds:
         most = max(a, b, key=lambda each: len(each.seeds)).protocol
-        raise UserError(
-            f"no pairs: A played seeds {seeds_in_words(a.seeds)}, B {seeds_in_words(b.seeds)}; evaluate both with the same "
-            f"--seed and --episodes (and without --until), for instance {most.first_seed} and {most.num_episodes}"
+        return (
+            f"{names[0]} played seeds {seeds_in_words(a.seeds)}, {names[1]} {seeds_in_words(b.seeds)}; evaluate both with "
+            f"the same --seed and --episodes (and without --until), for instance {most.first_seed} and {most.num_episodes}"
         )
+    return None
 
 
-def not_the_same(a: Evaluation, b: Evaluation) -> list[str]:
+def not_the_same(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("A", "B")) -> list[str]:
     """What else was not the same and might matter beside the policies: the look, the software, the machine."""
     ours, theirs = scene_keys(a.protocol.scene), scene_keys(b.protocol.scene)
     mine = {key: value for key, value in ours.items() if _is_look(key)}
-    mine |= {name: getattr(a.protocol, name) for name in MACHINE} | a.protocol.versions
-    other = {name: getattr(b.protocol, name) for name in MACHINE} | b.protocol.versions
+    mine |= {name: getattr(a.protocol, name) for name in CONDITIONS} | a.protocol.versions
+    other = {name: getattr(b.protocol, name) for name in CONDITIONS} | b.protocol.versions
     other |= theirs
     return [
-        f"{key} is {value} in A and {other.get(key)} in B" for key, value in mine.items() if value != other.get(key)
+        f"{key} is {value} in {names[0]} and {other.get(key)} in {names[1]}"
+        for key, value in mine.items()
+        if value != other.get(key)
     ]
 
 

@@ -1,7 +1,7 @@
 """An evaluation by its protocol: what is played already is kept, what is missing is played, some videos are kept."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -101,18 +101,16 @@ def play_missing(
 
 
 def keep_videos(evaluation: Evaluation, directory: Path, num_videos: int) -> Evaluation:
-    """Delete all videos but so many: crashes and failures first, yet a quarter successes if there are."""
-    filmed = [episode for episode in evaluation.episodes if episode.video]
-    good = [episode.video for episode in filmed if episode.outcome == SUCCESS]
-    bad = [episode.video for episode in filmed if episode.outcome != SUCCESS]
-    num_bad = min(len(bad), num_videos - min(len(good), num_videos // 4))
-    kept = set(bad[:num_bad] + good[: num_videos - num_bad])
+    """Delete all videos but so many: of the worst episode, the best, those not judged, other failures, other successes."""
+    worst_first = evaluation.best_to_worst[::-1]
+    order = [*worst_first[:1], *worst_first[-1:], *(e for e in evaluation.episodes if not e.is_judged), *worst_first]
+    kept = set(list(dict.fromkeys(episode.video for episode in order if episode.video))[:num_videos])
     remove_videos(directory, keep=kept)
     episodes = [e if e.video in kept else dataclasses.replace(e, video=None) for e in evaluation.episodes]
     return Evaluation(evaluation.protocol, episodes)
 
 
-def remove_videos(directory: Path, keep: set[str | None]) -> None:
+def remove_videos(directory: Path, keep: Collection[str | None]) -> None:
     for path in (directory / VIDEOS).glob("*.mp4"):
         if f"{VIDEOS}/{path.name}" not in keep:
             path.unlink()

@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from robofactory.evaluation import paired_report
-from robofactory.evaluation.results import SUCCESS, SUMMARY, EpisodeResult, Evaluation, load, write_atomically
+from robofactory.evaluation import checkpoints_report, looking_report, paired_report
+from robofactory.evaluation.page import page
+from robofactory.evaluation.results import SUMMARY, EpisodeResult, Evaluation, load, write_atomically
 from robofactory.evaluation.wording import interval_in_words, number, rate_in_words, seeds_in_words, table_html
 
 MAX_POINTS = 300  # of a curve; more are averaged in groups
@@ -62,44 +63,47 @@ def stopped_in_words(evaluation: Evaluation) -> str:
     )
 
 
-def write_report_of_root(root: Path) -> Path:
-    """`{root}/report.html` of all evaluations below a directory and of the runs their policies come from."""
+def write_report_of_root(root: Path, results: Path | None = None) -> Path:
+    """`{root}/report.html` of all evaluations below a directory and of the runs their policies come from.
+
+    Args:
+        results: where the roots of all checkpoints of these runs lie, for success over checkpoints; None: left away.
+    """
     evaluations = sorted(
         (path.parent for path in root.glob(f"*/{SUMMARY}")), key=lambda p: (p.name != "all_agents", p.name)
     )
     checkpoints = {path for directory in evaluations for path in load(directory).protocol.checkpoints if path}
     runs = sorted({Path(path).parent for path in checkpoints})
-    write_report(root / "report.html", evaluations, runs)
+    progress = "" if results is None else checkpoints_report.section(results, root, fewest=2)
+    write_report(root / "report.html", evaluations, runs, progress=progress)
     return root / "report.html"
 
 
-def write_report(output_html: Path, evaluations: list[Path], runs: list[Path], lead: str = "") -> None:
+def write_report(
+    output_html: Path, evaluations: list[Path], runs: list[Path], lead: str = "", progress: str = ""
+) -> None:
     """One page of several evaluations (directories) and the training runs (directories) behind them.
 
-    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out. `lead` (HTML) comes first.
+    Everything is inside: videos and curves too. A run without `metrics.jsonl` is left out. `lead` (HTML) comes first,
+    `progress` before the curves.
     """
     loaded = [(directory, load(directory)) for directory in evaluations]
     names = sorted({f"{e.protocol.task} · {e.protocol.checkpoint or 'expert'}" for _, e in loaded})
     metrics = [run / "metrics.jsonl" for run in runs if (run / "metrics.jsonl").is_file()]
     body = [
-        f"<header><p class=eyebrow>robofactory evaluation</p><h1>{escape(', '.join(names))}</h1></header>",
         lead,
         "<section class=cards>",
         *(_card(index, evaluation) for index, (_, evaluation) in enumerate(loaded)),
         "</section>",
         "<p class=note>Bars: success rate, the bracket is its 95 % interval (Wilson). Success is the task's honest "
         "test; RoboFactory's own can be passed by one arm alone and is shown for comparison only.</p>",
+        _best_and_worst(loaded),
+        progress,
     ]
     if metrics:
         body += ["<section><h2>Training</h2>", *(_curves(path) for path in metrics), "</section>"]
     body += [_details(index, directory, evaluation) for index, (directory, evaluation) in enumerate(loaded)]
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>{escape(', '.join(names))}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main><script>{SCRIPT}</script></body></html>\n"
-    )
-    write_atomically(output_html, page)
+    write_atomically(output_html, page(", ".join(names), body))
 
 
 # ------------------------------------------------------------------------------------------------------ evaluations
@@ -141,6 +145,16 @@ def _bar(rate: dict[str, Any], kind: str) -> str:
     )
 
 
+def _best_and_worst(loaded: Sequence[tuple[Path, Evaluation]]) -> str:
+    """The videos of these two episodes of each evaluation."""
+    parts = []
+    for directory, evaluation in loaded:
+        if called := evaluation.best_and_worst:
+            videos = "".join(_video(directory, episode, f"{title}, ") for title, episode in called.items())
+            parts.append(f"<h3>{escape(evaluation.protocol.title)}</h3><div class=videos>{videos}</div>")
+    return f"<section><h2>Best and worst</h2>{''.join(parts)}</section>" if parts else ""
+
+
 def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
     protocol, summary = evaluation.protocol, evaluation.summary()
     strip = "".join(
@@ -153,9 +167,9 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         f"<li><span>{escape(reason)}</span><i style='width:{100 * count / largest:.0f}%'></i><b>{count}</b></li>"
         for reason, count in reasons.items()
     )
-    videos = "".join(
-        _video(directory, e) for e in sorted(evaluation.episodes, key=lambda e: e.outcome == SUCCESS) if e.video
-    )
+    on_top = list(evaluation.best_and_worst.values())
+    worst_first = [*(e for e in evaluation.episodes if not e.is_judged), *evaluation.best_to_worst[::-1]]
+    videos = "".join(_video(directory, e) for e in worst_first if e.video and e not in on_top)
     configuration = {
         "seeds": seeds_in_words(evaluation.seeds),
         "step limit": protocol.max_steps,
@@ -172,7 +186,8 @@ def _details(index: int, directory: Path, evaluation: Evaluation) -> str:
         f"<section id=evaluation{index}><h2>{escape(protocol.title)}</h2><div class=strip>{strip}</div>"
         + (f"<h3>Why the others failed</h3>{_failed_at(summary['failed_at'])}<ul class=why>{why}</ul>" if why else "")
         + paired_report.ablations_section(evaluation, paired_report.ablations_of(directory, evaluation))
-        + (f"<h3>Videos</h3><div class=videos>{videos}</div>" if videos else "")
+        + looking_report.looks_section(directory, evaluation)
+        + (f"<h3>More videos</h3><div class=videos>{videos}</div>" if videos else "")
         + f"<h3>Episodes</h3><div class=scroll>{_table(evaluation.episodes)}</div>"
         + f"<details><summary>Configuration</summary><div class=scroll><table class=plain>{rows}</table></div>"
         f"<pre>{escape(protocol.scene)}</pre></details></section>"
@@ -194,14 +209,15 @@ def _driver(protocol: Any, agent: int) -> str:
     return f"{protocol.checkpoints[agent]}, weights {weights}, codec {codec}"
 
 
-def _video(directory: Path, episode: EpisodeResult) -> str:
-    assert episode.video is not None
-    data = base64.b64encode((directory / episode.video).read_bytes()).decode()
+def _video(directory: Path, episode: EpisodeResult, called: str = "") -> str:
     caption = f"seed {episode.seed}, {episode.steps} steps" if episode.is_judged else f"seed {episode.seed}"
+    film = "<p class=muted>No video of it was kept; --videos says how many are.</p>"
+    if episode.video is not None:
+        data = base64.b64encode((directory / episode.video).read_bytes()).decode()
+        film = f"<video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,{data}'></video>"
     return (
-        f"<figure><video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,{data}'></video>"
-        f"<figcaption><span class='chip {episode.outcome}'>{episode.outcome}</span> {caption}"
-        f"<br><span class=muted>{escape(episode.reason or '')}</span></figcaption></figure>"
+        f"<figure>{film}<figcaption><span class='chip {episode.outcome}'>{episode.outcome}</span> "
+        f"{escape(called)}{caption}<br><span class=muted>{escape(episode.reason or '')}</span></figcaption></figure>"
     )
 
 
@@ -306,76 +322,3 @@ def _marks(low: float, high: float, is_log: bool) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
-
-
-# ------------------------------------------------------------------------------------------------- style and script
-
-STYLE = """
-:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#16191f;--soft:#626a78;--line:#e1e5eb;--ok:#15915b;
---bad:#cf4436;--crash:#8a5cd6;--other:#5b7fb8;--accent:#2f6bdf;--val:#d9822b}
-@media(prefers-color-scheme:dark){:root{--page:#101318;--card:#191d24;--ink:#e8ebf0;--soft:#98a1b0;--line:#2b313b;
---ok:#36b97f;--bad:#e8695c;--crash:#a983ea;--other:#7d9fd6;--accent:#6d9cf5;--val:#eba055}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,
-"Segoe UI",Roboto,sans-serif}main{max-width:1180px;margin:0 auto;padding:32px 20px 80px}
-h1{font-size:clamp(24px,4vw,36px);line-height:1.15;margin:0 0 24px;letter-spacing:-.02em}
-h2{font-size:22px;margin:56px 0 12px;letter-spacing:-.01em}h3{font-size:15px;margin:26px 0 10px}
-a{color:inherit;text-decoration-color:var(--line);text-underline-offset:3px}
-.eyebrow{margin:0 0 4px;color:var(--accent);font-weight:600}
-.muted,.note{color:var(--soft);margin:4px 0;font-size:13.5px}
-.note{max-width:75ch;margin-top:14px}.warn{color:var(--bad);font-size:13px}
-.cards{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
-.card,.plot,.videos figure,.scroll,details{background:var(--card);border:1px solid var(--line);border-radius:12px}
-.card{padding:18px 20px}.card h3{margin:0;min-height:3em}
-.big{font-size:60px;font-weight:700;line-height:1.15;letter-spacing:-.04em}
-.big small{font-size:26px;margin-left:3px;color:var(--soft)}
-.bar{position:relative;height:12px;background:var(--line);border-radius:6px;margin:10px 0 14px}
-.bar i{position:absolute;inset:0 auto 0 0;border-radius:6px;background:var(--ok)}
-.bar b{position:absolute;top:-4px;bottom:-4px;border:2px solid var(--ink);border-width:0 2px;opacity:.75;min-width:4px}
-.bar b:after{content:"";position:absolute;left:0;right:0;top:calc(50% - 1px);border-top:2px solid var(--ink)}
-.bar.other{height:6px}.bar.other i{background:var(--other)}.bar.other b{opacity:.45}
-dl{display:grid;grid-template-columns:1fr 1fr;gap:8px 16px;margin:16px 0 0}dt{color:var(--soft);font-size:13px}
-dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
-.strip{display:flex;flex-wrap:wrap;gap:4px}.strip i{width:16px;height:16px;border-radius:4px;background:var(--bad)}
-.strip .success{background:var(--ok)}.strip .crash,.strip .timeout{background:var(--crash)}
-.why{list-style:none;padding:0;max-width:720px}.why li{display:grid;grid-template-columns:minmax(150px,1.4fr) 2fr 32px;
-gap:12px;align-items:center;margin:5px 0;font-size:14px}.why i{height:10px;border-radius:5px;background:var(--bad)}
-.plots,.videos{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(270px,100%),1fr))}
-.videos{grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr))}
-figure{margin:0;overflow:hidden}.plot{padding:12px 10px 4px}
-.plot figcaption{font-size:13.5px;font-weight:600;padding:0 6px 6px}
-.legend{font-size:12.5px;margin-left:8px;color:var(--accent)}.legend .val{color:var(--val);margin-left:6px}
-video{display:block;width:100%;background:#18191f}.videos figcaption{padding:10px 12px;font-size:13.5px}
-svg{display:block;width:100%;height:auto;font-size:11px;fill:var(--soft)}.grid{stroke:var(--line);fill:none}
-polyline{fill:none;stroke-width:1.8;stroke:var(--accent)}polyline.val{stroke:var(--val)}circle.val{fill:var(--val)}
-.scroll{overflow:auto;max-height:520px}
-table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-td,th{padding:6px 12px;text-align:left;border-bottom:1px solid var(--line);white-space:nowrap}
-thead th{position:sticky;top:0;background:var(--card);z-index:1}tr:last-child td{border-bottom:0}
-th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--accent)}
-th[aria-sort=ascending] button:after{content:" ↑"}th[aria-sort=descending] button:after{content:" ↓"}
-.plain th{font-weight:600;width:1%}.plain td{white-space:normal;overflow-wrap:anywhere}
-.chip{font-size:12px;font-weight:600;padding:1px 8px;border-radius:9px;color:#fff;background:var(--bad)}
-.chip.success{background:var(--ok)}.chip.crash,.chip.timeout{background:var(--crash)}
-.forest text{font-size:12px}.forest .baseline{stroke:var(--ok);stroke-dasharray:4 3}
-.forest .interval{stroke:var(--soft);stroke-width:2}.forest .rate{fill:var(--accent)}.stages{width:auto}
-details{margin-top:18px;padding:12px 16px}summary{cursor:pointer;font-weight:600}
-details .scroll{margin-top:12px;border:0}
-pre{overflow:auto;font-size:12px;line-height:1.45;color:var(--soft)}
-"""
-
-SCRIPT = """
-for (const table of document.querySelectorAll('table.sortable')) {
-  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  heads.forEach((head, column) => head.firstChild.addEventListener('click', () => {
-    const way = head.getAttribute('aria-sort') === 'ascending' ? -1 : 1;
-    heads.forEach(other => other.removeAttribute('aria-sort'));
-    head.setAttribute('aria-sort', way > 0 ? 'ascending' : 'descending');
-    const value = row => row.cells[column].dataset.v;
-    const compare = (a, b) => {
-      const [x, y] = [value(a), value(b)];
-      return x !== '' && y !== '' && !isNaN(x) && !isNaN(y) ? x - y : x.localeCompare(y);
-    };
-    body.append(...[...body.rows].sort((a, b) => way * compare(a, b)));
-  }));
-}
-"""

@@ -160,6 +160,33 @@ class Evaluation:
         """The episodes that ran to their end: those a rate is a rate of."""
         return [episode for episode in self.episodes if episode.is_judged]
 
+    @property
+    def best_to_worst(self) -> list[EpisodeResult]:
+        """The judged episodes: successes, the fastest first; then failures, those that came furthest first.
+
+        How far a failure came is told by the agent that fell behind, then by all of them; after that by the seed.
+        """
+        order = list(STAGES)
+
+        def place(episode: EpisodeResult) -> tuple[Any, ...]:
+            if episode.is_success:
+                return (0, episode.steps, 0, episode.seed)
+            stages = [order.index(stage) for stage in episode.failed_at]
+            return (1, -min(stages), -sum(stages), episode.seed)
+
+        return sorted(self.judged, key=place)
+
+    @property
+    def best_and_worst(self) -> dict[str, EpisodeResult]:
+        """What they are called -> the episodes; of one judged episode the best alone, of none none."""
+        if not (episodes := self.best_to_worst):
+            return {}
+        best, worst = episodes[0], episodes[-1]
+        called = {f"Best: {'the fastest success' if best.is_success else 'the failure that came furthest'}": best}
+        if len(episodes) > 1:
+            called[f"Worst: {'the slowest success' if worst.is_success else 'the earliest failure'}"] = worst
+        return called
+
     def summary(self) -> dict[str, Any]:
         """Rates with 95 % intervals, means over the judged episodes, and why the others failed."""
         judged = self.judged

@@ -22,6 +22,7 @@ from robofactory.config import UserError
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 
 if TYPE_CHECKING:
+    from robofactory.evaluation.looking import Onlooker
     from robofactory.policy import Memory, Policies
     from robofactory.shapes import Observation
 
@@ -32,7 +33,11 @@ Setup = Callable[[], Callable[[int, Any], Generator[Any, Any, Any]]]
 
 
 def play_episodes(
-    setup: Setup, seeds: Sequence[int], num_workers: int, time_limit_s: float, policies: "Policies | None" = None
+    setup: Setup,
+    seeds: Sequence[int],
+    num_workers: int,
+    time_limit_s: float,
+    policies: "Policies | Onlooker | None" = None,
 ) -> Iterator[EpisodeResult]:
     """Episodes in the order they end, played in parallel.
 
@@ -118,7 +123,7 @@ class Seat:
         self.question: list[Observation] | None = None
 
 
-def _answer(group: Sequence[Seat], workers: Sequence["Worker"], policies: "Policies | None") -> None:
+def _answer(group: Sequence[Seat], workers: Sequence["Worker"], policies: "Policies | Onlooker | None") -> None:
     """Answer all questions of a group in one batch, unless one more is about to come.
 
     For an episode that has not begun yet nobody waits: the first picture of a process takes ten seconds.

@@ -84,11 +84,19 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, fused: bool) -> Tensor:
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    fused: bool,
+    attention_weights: list[Tensor] | None = None,
+) -> Tensor:
     """Causal attention over [b, heads, n, head_dim]; the queries are the last of the keys' positions.
 
     visible: Bool [b, n_keys], False on padding; None when there is none.
     fused: PyTorch's fused kernel; else plain matmuls. In bf16 on a CPU the fused kernel's backward is 3-6 times slower.
+    attention_weights: gets them, [b, heads, n_queries, n_keys]; a fused kernel has none to give.
     """
     num_queries, num_keys = query.shape[2], keys.shape[2]
     if fused and visible is None and num_queries == num_keys:
@@ -104,7 +112,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, 
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # [b, heads, n_queries, n_keys]
     if mask is not None:
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    return scores.softmax(dim=-1).to(values.dtype) @ values
+    weights = scores.softmax(dim=-1)
+    if attention_weights is not None:
+        attention_weights.append(weights)
+    return weights.to(values.dtype) @ values
 
 
 def rotary_embedding(positions: Int64[Tensor, "b n"], config: LlamaConfig) -> tuple[Tensor, Tensor]:
@@ -133,8 +144,9 @@ class LanguageLayer(LlamaDecoderLayer):
         fused: bool,
         num_kept: int,
         cache: LayerCache | None = None,
+        attention_weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "b k d"]:
-        """The layer's output at the last `num_kept` positions."""
+        """The layer's output at the last `num_kept` positions; for `attention_weights` see `attend`."""
         attention, (cos, sin) = self.self_attn, rotary
         normed = self.input_layernorm(hidden)
         kept, kept_normed = hidden[:, -num_kept:], normed[:, -num_kept:]
@@ -148,7 +160,8 @@ class LanguageLayer(LlamaDecoderLayer):
         if attention.num_key_value_groups > 1:
             keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
             values = values.repeat_interleave(attention.num_key_value_groups, dim=1)
-        attended = attend(query, keys, values, visible, fused).transpose(1, 2).flatten(2)  # [b, k, d]
+        attended = attend(query, keys, values, visible, fused, attention_weights)  # [b, heads, k, head_dim]
+        attended = attended.transpose(1, 2).flatten(2)  # [b, k, d]
         kept = kept + attention.o_proj(attended)
         return kept + self.mlp(self.post_attention_layernorm(kept))
 
@@ -214,17 +227,26 @@ class OpenVLA(nn.Module):
         embed = self.language_model.model.embed_tokens
         return torch.cat([embed(bos), *parts, embed(text)], dim=1), visible
 
+    def part_sizes(self, batch: Batch) -> list[int]:
+        """How many columns of the sequence are BOS, each view's (its global token first, if any), proprio, text, actions."""
+        assert batch.action_tokens is not None
+        views = [self.vision_backbone.tokens_per_view] * batch.pixel_values.shape[1]
+        num_text, num_given = batch.input_ids.shape[1] - 1, batch.action_tokens.shape[1] - 1
+        return [1, *views, int(self.proprio_projector is not None), num_text, num_given]
+
     def run_layers(
         self,
         hidden: Float[Tensor, "b n d"],
         visible: Bool[Tensor, "b _n_keys"] | None,
         num_kept: int,
         caches: list[LayerCache] | None = None,
+        attention_weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "b k d"]:
         """Normed output of the language layers at the last `num_kept` positions.
 
         Args:
             visible: False on padding, over everything in the caches and `hidden`; None when there is no padding.
+            attention_weights: gets those of each layer at these positions: Float32 [b, k, n], the mean over its heads.
         """
         model = self.language_model.model
         length = hidden.shape[1]
@@ -238,6 +260,7 @@ class OpenVLA(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rotary = cos.to(dtype), sin.to(dtype)
         fused = hidden.is_cuda if self.fused_attention is None else self.fused_attention
+        fused = fused and attention_weights is None
         num_recomputed = len(model.layers) if self.num_recomputed_layers is None else self.num_recomputed_layers
         for index, layer in enumerate(model.layers):
             is_last = index == len(model.layers) - 1
@@ -247,20 +270,27 @@ class OpenVLA(nn.Module):
             elif index < num_recomputed and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, rotary, visible, fused, kept, use_reentrant=False)  # type: ignore
             else:
-                hidden = layer(hidden, rotary, visible, fused, kept)
+                hidden = layer(hidden, rotary, visible, fused, kept, None, attention_weights)
+            if attention_weights is not None:  # those of all positions and heads are held of one layer at a time
+                attention_weights[index] = attention_weights[index][:, :, -num_kept:].float().mean(dim=1)
         return model.norm(hidden)
 
     # ----- training
 
-    def action_logits(self, batch: Batch) -> Float[Tensor, "b a vocab"]:
-        """Logits over the whole vocabulary at the positions that predict `batch.action_tokens`."""
+    def action_logits(self, batch: Batch, attention_weights: list[Tensor] | None = None) -> Float[Tensor, "b a vocab"]:
+        """Logits over the whole vocabulary at the positions that predict `batch.action_tokens`.
+
+        Args:
+            attention_weights: gets those of each layer at these positions, see `run_layers`; not while training.
+        """
         assert batch.action_tokens is not None, "the batch has no action tokens to predict"
         hidden, visible = self.embed_inputs(batch)
         given = batch.action_tokens[:, :-1]  # the last one is predicted, never read
         hidden = torch.cat([hidden, self.language_model.model.embed_tokens(given)], dim=1)
         if visible is not None:
             visible = torch.cat([visible, torch.ones_like(given, dtype=torch.bool)], dim=1)
-        return self.language_model.lm_head(self.run_layers(hidden, visible, batch.action_tokens.shape[1]))
+        kept = self.run_layers(hidden, visible, batch.action_tokens.shape[1], attention_weights=attention_weights)
+        return self.language_model.lm_head(kept)
 
     def forward(
         self, batch: Batch, soft_target_sigma_bins: float = 0.0

@@ -291,10 +291,19 @@ def test_more_episodes_or_a_narrower_interval_go_on_from_those_that_were_played(
 
 @pytest.mark.parametrize(
     ("num_videos", "kept"),
-    [(0, []), (2, [10_001, 10_003]), (4, [10_000, 10_001, 10_003, 10_005]), (99, [10_000 + k for k in range(6)])],
+    [
+        (0, []),
+        (1, [10_006]),
+        (2, [10_000, 10_006]),
+        (3, [10_000, 10_004, 10_006]),
+        (5, [10_000, 10_001, 10_003, 10_004, 10_006]),
+        (99, [10_000 + k for k in range(7)]),
+    ],
 )
-def test_videos_of_failures_are_kept_before_successes(tmp_path, num_videos, kept):
-    evaluation = sample_evaluation([SUCCESS, FAILURE, SUCCESS, FAILURE, SUCCESS, FAILURE])
+def test_videos_of_the_worst_and_the_best_are_kept_then_crashes_and_failures_before_successes(
+    tmp_path, num_videos, kept
+):
+    evaluation = sample_evaluation([SUCCESS, FAILURE, SUCCESS, FAILURE, CRASH, SUCCESS, FAILURE])
     episodes = [dataclasses.replace(e, video=film(tmp_path, e.seed, 1)) for e in evaluation.episodes]
     evaluation = playing.keep_videos(dataclasses.replace(evaluation, episodes=episodes), tmp_path, num_videos)
     on_disk = sorted(int(path.stem.removeprefix("seed_")) for path in (tmp_path / "videos").iterdir())
@@ -315,7 +324,8 @@ def test_the_expert_lifts_the_barrier_and_the_whole_report_is_written(home, caps
     episodes = json.loads((root / "expert" / "episodes.json").read_text())
     assert [episode["outcome"] for episode in episodes] == ["success", "success"]
     assert min(episode["measures"]["end_height_m_0"] for episode in episodes) > 0.15
-    assert [bool(episode["video"]) for episode in episodes] == [True, False]
+    worst = max(episodes, key=lambda episode: (episode["steps"], episode["seed"]))
+    assert [bool(episode["video"]) for episode in episodes] == [episode is worst for episode in episodes]
     assert "2/2 = 100" in capsys.readouterr().out
     assert "data:video/mp4" in (root / "report.html").read_text()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from evaluation_samples import TASK, untrained_policies
 
-from robofactory.evaluation import evaluate, results
+from robofactory.evaluation import evaluate, looks, results
 from robofactory.evaluation.results import Evaluation
 
 ABLATED = "blackout=wrist"
@@ -72,6 +72,25 @@ def test_an_ablation_is_played_on_the_same_seeds_and_stands_beside_the_baseline(
         assert max(np.abs(a - b).mean() for a, b in zip(plain[:2], black[:2], strict=True)) < 2, "the other two"
     assert ABLATED in (evaluations[1].parent / "report.html").read_text()
     assert ABLATED not in (evaluations[0].parent / "report.html").read_text()
+
+
+@pytest.mark.sim
+def test_both_policies_are_looked_at_in_the_episodes_that_repeat(evaluations):
+    """They were played once more after the evaluation; only what repeated to the last bit is kept."""
+    evaluation = results.load(evaluations[1])
+    for episode in evaluation.best_and_worst.values():
+        for agent in (0, 1):
+            seen = looks.load(looks.path_of(evaluations[1], episode.seed, agent), episode.digest)
+            assert seen is not None and seen.steps.tolist() == list(range(6))
+            assert seen.views == ["side", "overhead", "wrist"] and seen.pictures.shape[1:] == (3, 28, 28, 3)
+    page = (evaluations[1].parent / "report.html").read_text()
+    assert page.count("alt='wrist with heat'") == 2 * 2 * 4 and "Nobody looked" not in page
+    assert not (evaluations[1] / "ablations" / ABLATED / "looks").exists()
+
+
+@pytest.mark.sim
+def test_with_output_nothing_is_written_beside_it(evaluations):
+    assert not (evaluations[0].parents[1] / "report.html").exists()
 
 
 @pytest.mark.sim

@@ -76,6 +76,19 @@ def test_the_report_plays_every_kept_video(root):
     assert all(source.startswith("data:video/mp4;base64,AAAA") for source in videos)
 
 
+def test_the_best_and_the_worst_are_on_top_and_a_video_that_was_not_kept_is_said_so(root):
+    text = report.write_report_of_root(root).read_text()
+    top, _, below = text.partition("<h2>Training")
+    assert top.count("<video") == 2 and "<video" not in below, "each video is in the page once"
+    shown = [Page(figure + "</figure>").text for figure in re.findall("<figure>.*?(?=</figure>)", top)]
+    assert [figure.partition(", seed")[0] for figure in shown] == [
+        "success Best: the fastest success",
+        "No video of it was kept; --videos says how many are.failure Worst: the earliest failure",
+        "success Best: the fastest success",
+        "No video of it was kept; --videos says how many are.success Worst: the slowest success",
+    ]
+
+
 def test_the_report_shows_all_evaluations_of_a_root_and_a_row_for_each_episode(root):
     page = Page(report.write_report_of_root(root).read_text())
     assert sum(tag == "article" for tag, _ in page.elements) == 2

@@ -6,10 +6,11 @@ import subprocess
 import numpy as np
 import pytest
 from evaluation_samples import sample_evaluation
+from worker_samples import sample_episode
 
 from robofactory.config import UserError
 from robofactory.evaluation import results
-from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
+from robofactory.evaluation.failures import DID_ITS_PART, LIFTED_TOO_LITTLE, NEVER_HELD, NEVER_REACHED
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, episodes_enough, wilson_interval
 
 
@@ -43,6 +44,44 @@ def test_a_crash_and_a_time_out_are_no_failures_and_are_in_no_rate():
     assert summary["failed_because"] == {"agent 0 never held it": 1}
     assert summary["failed_at"] == {NEVER_HELD: [1, 0], DID_ITS_PART: [0, 1]}
     assert set(summary["crashed_because"]) == {"RuntimeError: <the simulator> & its driver", "no answer within 600 s"}
+
+
+# --------------------------------------------------------------------------------------------------- best and worst
+
+
+def ended(seed: int, *failed_at: str, steps: int = 300) -> results.EpisodeResult:
+    outcome = FAILURE if failed_at else SUCCESS
+    return dataclasses.replace(sample_episode(seed, outcome), failed_at=list(failed_at), steps=steps)
+
+
+def test_fast_successes_are_the_best_and_failures_at_the_earliest_stage_the_worst():
+    episodes = [
+        ended(0, NEVER_HELD, DID_ITS_PART),
+        ended(1, steps=80),
+        sample_episode(2, CRASH),
+        ended(3, NEVER_REACHED, DID_ITS_PART),
+        ended(4, steps=60),
+        ended(5, NEVER_REACHED, NEVER_REACHED),
+        ended(6, LIFTED_TOO_LITTLE, LIFTED_TOO_LITTLE),
+        ended(7, steps=60),
+    ]
+    evaluation = dataclasses.replace(sample_evaluation([]), episodes=episodes)
+    assert [episode.seed for episode in evaluation.best_to_worst] == [4, 7, 1, 6, 0, 3, 5], "the crash is not judged"
+    called = {title: episode.seed for title, episode in evaluation.best_and_worst.items()}
+    assert called == {"Best: the fastest success": 4, "Worst: the earliest failure": 5}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "titles"),
+    [
+        ([SUCCESS, SUCCESS], ["Best: the fastest success", "Worst: the slowest success"]),
+        ([FAILURE, FAILURE], ["Best: the failure that came furthest", "Worst: the earliest failure"]),
+        ([SUCCESS, CRASH], ["Best: the fastest success"]),
+        ([CRASH, TIME_OUT], []),
+    ],
+)
+def test_best_and_worst_are_called_what_they_are(outcomes, titles):
+    assert list(sample_evaluation(outcomes).best_and_worst) == titles
 
 
 # ------------------------------------------------------------------------------------------------------------ until

@@ -1,5 +1,6 @@
 """What worker processes run in tests: they import it by name, so it imports little."""
 
+import hashlib
 import os
 import signal
 import time
@@ -97,8 +98,9 @@ def play_asking(has_trouble: bool, pause_s: float, hanging_seed: int | None = No
             places = np.clip(places + 0.1 * np.stack([answer.actions[agent] for agent in (0, 1)]), -1, 1)
             passes += answer.num_passes
         measures = {f"place_{k}": float(place) for k, place in enumerate(places.flatten())}
+        digest = hashlib.sha256(places.tobytes()).hexdigest()
         return EpisodeResult(
-            seed, SUCCESS, steps, 0.0, True, [], [], None, measures, None, passes / (2 * steps), "", None
+            seed, SUCCESS, steps, 0.0, True, [], [], None, measures, None, passes / (2 * steps), digest, None
         )
 
     return play
@@ -129,6 +131,15 @@ def play_asking_together(crashing_turn: int | None = None, hanging_seed: int | N
             number += 1
 
     return play_together
+
+
+def play_asking_as_planned(plan):
+    """In the place of a `Rollout`."""
+    return play_asking(False, 0.0)
+
+
+def fail_as_planned(plan):
+    raise AssertionError("nothing was to be played")
 
 
 def hang_in_set_up():

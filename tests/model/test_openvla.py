@@ -199,6 +199,52 @@ def test_language_layers_equal_transformers_own():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_attention_weights_are_those_that_transformers_computes_and_change_no_logit(side: str):
+    torch.manual_seed(0)
+    text = {"vocab_size": VOCAB + 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    small = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+    overrides = {model_id: small for model_id in OPENVLA_7B["timm_model_ids"]}
+    config = OPENVLA_7B | {"text_config": text, "image_sizes": [28, 28]}
+    model = build_from_config(config, global_token=True, timm_overrides=overrides).eval()
+    for parameter in model.parameters():  # far from even attention
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = replace(make_batch(), proprio=None)
+    if side != "none":
+        batch = with_padding(batch, [6, 3, 5], side)
+    assert batch.action_tokens is not None
+    model.fused_attention = True
+    weights: list[torch.Tensor] = []
+    logits = model.action_logits(batch, weights)
+    torch.testing.assert_close(logits, model.action_logits(batch), atol=5e-5, rtol=1e-5)
+
+    reference = LlamaForCausalLM(LlamaConfig(**text, attn_implementation="eager")).eval()
+    reference.load_state_dict(model.language_model.state_dict())
+    hidden, visible = model.embed_inputs(batch)
+    hidden = torch.cat([hidden, model.language_model.model.embed_tokens(batch.action_tokens[:, :-1])], dim=1)
+    mask = torch.ones(hidden.shape[:2], dtype=torch.long)
+    if visible is not None:
+        mask[:, : visible.shape[1]] = visible
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    expected = reference(inputs_embeds=hidden, attention_mask=mask, position_ids=positions, output_attentions=True)
+    assert len(weights) == len(expected.attentions) == 3
+    for ours, theirs in zip(weights, expected.attentions, strict=True):
+        assert ours.shape == (3, 8, hidden.shape[1])
+        torch.testing.assert_close(ours, theirs[:, :, -8:].mean(dim=1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.sum(dim=-1), torch.ones(3, 8))
+    assert weights[0].max() > 3 / hidden.shape[1], "even attention would prove little"
+
+
+@pytest.mark.parametrize(("global_token", "proprio_dim"), [(True, 8), (False, None)])
+def test_the_parts_of_a_sequence_are_all_of_it(global_token: bool, proprio_dim: int | None):
+    model, batch = make_model(global_token, proprio_dim), make_batch(num_views=3)
+    bos, *views, proprio, text, given = model.part_sizes(batch)
+    assert (bos, views, proprio, text, given) == (1, [4 + global_token] * 3, int(proprio_dim is not None), 5, 7)
+    assert bos + sum(views) + proprio + text == model.embed_inputs(batch)[0].shape[1]
+
+
+@torch.no_grad()
 def test_fused_and_plain_attention_agree():
     model, batch = make_model(), make_batch()
     for inputs in (batch, with_padding(batch, [6, 3, 5], "left")):
