@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from robofactory.config import UserError, dataset_dir, run_command, run_dir
+from robofactory.config import UserError, run_command
+from robofactory.paths import dataset_dir, run_dir
 
 TASK, AGENT, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 0, 6, 60
 

@@ -22,9 +22,10 @@ import torch
 
 from benchmarks import small_runs
 from robofactory import checkpoint
-from robofactory.config import dataset_dir, load_recipe
+from robofactory.config import load_recipe
 from robofactory.data.dataset import load_splits
 from robofactory.model.precision import autocast
+from robofactory.paths import dataset_dir
 from robofactory.training import optim
 from robofactory.training.log import Log
 from robofactory.training.train import train

@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robofactory.config import SceneConfig, find_checkpoints, load_task_scene, run_command, with_look
+from robofactory.config import SceneConfig, load_task_scene, run_command, with_look
 from robofactory.evaluation.rollout import Answer, Plan, Rollout
 from robofactory.evaluation.workers import NUM_GROUPS, play_episodes
+from robofactory.paths import find_checkpoints
 from robofactory.policy import Policies, Policy
 
 FIRST_SEED = 10_000

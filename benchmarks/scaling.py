@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 
 from benchmarks import small_runs
-from robofactory.config import dataset_dir, load_recipe, run_dir
+from robofactory.config import load_recipe
+from robofactory.paths import dataset_dir, run_dir
 
 
 def samples_per_s(run: Path, world_size: int, recipe: str, steps: int, batch_size: int) -> float:

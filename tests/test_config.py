@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robofactory import config
+from robofactory import config, paths
 from robofactory.config import RecipeConfig, SceneConfig, UserError, load_recipe, load_scene
 
 SCENE = config.CONFIGS / "table" / "lift_barrier.yaml"
@@ -280,9 +280,9 @@ def test_an_unknown_agent_lists_those_there_are():
 def test_a_missing_checkpoint_lists_those_there_are(tmp_path):
     for name in ("epoch_10", "epoch_2"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / config.MANIFEST).touch()
+        (tmp_path / name / paths.MANIFEST).touch()
     with pytest.raises(UserError, match=r"no checkpoint 'epoch_3'; .* has epoch_2, epoch_10"):
-        config.find_checkpoint(tmp_path, "epoch_3")
+        paths.find_checkpoint(tmp_path, "epoch_3")
 
 
 def test_an_unknown_device_lists_those_there_are(monkeypatch):
@@ -304,17 +304,17 @@ def test_an_unknown_device_lists_those_there_are(monkeypatch):
 
 def test_checkpoints_lie_where_the_seed_says(monkeypatch):
     monkeypatch.delenv("ROBOFACTORY_HOME", raising=False)
-    run = config.run_dir("openvla", "LiftBarrier-rf", 0, 150)
+    run = paths.run_dir("openvla", "LiftBarrier-rf", 0, 150)
     assert run == config.PACKAGE / "checkpoints" / "openvla" / "LiftBarrier-rf_Agent0_150"
 
 
 def test_home_moves_everything_that_is_written(monkeypatch, tmp_path):
     monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
     for path in (
-        config.dataset_dir("T", 0, 1),
-        config.run_dir("openvla", "T", 0, 1),
-        config.results_dir("openvla", "T", 1, "epoch_1"),
-        config.expert_results_dir("T"),
+        paths.dataset_dir("T", 0, 1),
+        paths.run_dir("openvla", "T", 0, 1),
+        paths.results_dir("openvla", "T", 1, "epoch_1"),
+        paths.expert_results_dir("T"),
     ):
         assert path.is_relative_to(tmp_path)
 

@@ -13,20 +13,22 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "__main__": {"config"},  # it runs the stages by name
     "config": set(),
+    "paths": {"config"},
     "files": set(),
     "shapes": set(),
     "pages": set(),
     "sim": {"config", "shapes"},
-    "codec": {"config", "files", "shapes"},
-    "model": {"config", "shapes"},
-    "data": {"codec", "config", "files", "pages", "shapes"},
-    "demos": {"sim", "data.episodes", "policy", "config", "shapes"},  # policy: whose states the expert relabels
-    "checkpoint": {"model", "codec", "config"},
-    "training": {"data", "model", "codec", "checkpoint", "config", "pages", "shapes"},
-    "export": {"data", "model", "codec", "checkpoint", "config", "shapes"},
+    "codec": {"config", "paths", "files", "shapes"},
+    "model": {"config", "paths", "shapes"},
+    "data": {"codec", "config", "paths", "files", "pages", "shapes"},
+    "demos": {"sim", "data.episodes", "policy", "config", "paths", "shapes"},  # policy: whose states the expert relabels
+    "checkpoint": {"model", "codec", "config", "paths"},
+    "training": {"data", "model", "codec", "checkpoint", "config", "paths", "pages", "shapes"},
+    "export": {"data", "model", "codec", "checkpoint", "config", "paths", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
-    "evaluation": {"sim", "policy", "config", "files", "shapes"},
+    "evaluation": {"sim", "policy", "config", "paths", "files", "shapes"},
 }
+BARE = ("robofactory.config", "robofactory.paths")  # what a command may load before it has parsed its arguments
 SIMULATOR = {"mani_skill", "sapien", "gymnasium", "mplib"}
 # A model that sees tensors only has no use for these.
 NOT_IN_MODEL = SIMULATOR | {"PIL", "cv2", "pyarrow", "tokenizers", "av", "matplotlib", "wandb"}
@@ -130,14 +132,16 @@ def test_a_folder_holds_at_most_one_run_file():
 
 @pytest.mark.parametrize("file", RUN_FILES.values(), ids=name_of)
 def test_a_run_file_answers_help_without_packages(file: Path):
-    """On a bare machine: when it is loaded, it imports the standard library and our config alone."""
+    """On a bare machine: when it is loaded, it imports the standard library, our config and our paths alone."""
     for line, name in imports_of(file, everywhere=False):
-        is_bare = name.split(".")[0] in sys.stdlib_module_names or name == "robofactory.config"
+        is_bare = name.split(".")[0] in sys.stdlib_module_names or name in BARE
         assert is_bare, f"{name_of(file)}:{line}: {name} is imported before the arguments are parsed"
 
 
-def test_config_needs_no_packages_when_loaded():
-    assert outside(imports_of(PACKAGE / "config.py", everywhere=False)) <= sys.stdlib_module_names
+@pytest.mark.parametrize("module", BARE)
+def test_what_a_run_file_loads_needs_no_packages(module: str):
+    file = PACKAGE / f"{module.removeprefix('robofactory.')}.py"
+    assert outside(imports_of(file, everywhere=False)) <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", sorted(set(ALLOWED) - {"sim"}))

@@ -24,19 +24,16 @@ from robofactory.config import (
     RecipeConfig,
     SceneConfig,
     UserError,
-    dataset_dir,
-    find_checkpoints,
-    find_data_num,
     from_yaml,
     load_recipe,
     load_task_scene,
     of_round,
     overridden,
-    relabelled_dir,
     run_command,
     to_yaml,
     with_pictures,
 )
+from robofactory.paths import dataset_dir, find_checkpoints, find_data_num, relabelled_dir
 
 if TYPE_CHECKING:
     from robofactory.data.episodes import DatasetDescription, Episode
@@ -156,7 +153,7 @@ def record(
     Args:
         noise_share: of the episodes that execute perturbed actions; which ones, the seed decides.
         workers: processes; None: one for each core.
-        directories: of the datasets, one an agent; None: where `config.dataset_dir` says.
+        directories: of the datasets, one an agent; None: where `paths.dataset_dir` says.
         make_player: where episodes come from; None: the expert in the simulator. Called in the workers, so it must be
             importable.
         driver: who acts in them, for the datasets' description.

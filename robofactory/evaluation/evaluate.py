@@ -18,17 +18,15 @@ from robofactory.config import (
     SceneConfig,
     UserError,
     choose_device,
-    expert_results_dir,
-    find_checkpoints,
     load_task_scene,
     look_differences,
     overridden,
     require_agent,
-    results_dir,
     run_command,
     to_yaml,
     with_look,
 )
+from robofactory.paths import expert_results_dir, find_checkpoints, results_dir
 
 EXPERT = "expert"
 

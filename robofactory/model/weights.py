@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robofactory.config import UserError, find_weights
+from robofactory.config import UserError
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
+from robofactory.paths import find_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PROPRIO = "proprio_projector.safetensors"  # ours, beside the official files

@@ -11,17 +11,14 @@ from robofactory.config import (
     EXIT_STOPPED,
     RecipeConfig,
     UserError,
-    dataset_dir,
-    find_weights,
     load_recipe,
     load_task_scene,
     of_round,
-    relabelled_dir,
     require_agent,
     run_command,
-    run_dir,
     with_pictures,
 )
+from robofactory.paths import dataset_dir, find_weights, relabelled_dir, run_dir
 
 OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept
 PREFLIGHT_EXAMPLES = 8

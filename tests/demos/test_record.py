@@ -13,10 +13,11 @@ import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
 from robofactory import files
-from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe, relabelled_dir
+from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
 from robofactory.demos.record import main, record, relabel
+from robofactory.paths import relabelled_dir
 from robofactory.shapes import JOINT_NAMES
 
 NUM = 8
@@ -251,8 +252,9 @@ def with_policies(simulated, tmp_path, monkeypatch) -> Path:
     import torch
 
     from robofactory import checkpoint
-    from robofactory.config import dataset_dir, load_recipe, run_dir
+    from robofactory.config import load_recipe
     from robofactory.data.dataset import load_splits
+    from robofactory.paths import dataset_dir, run_dir
 
     monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
     tower, language = "{embed_dim: 32, depth: 2, num_heads: 2}", "hidden_size: 32, intermediate_size: 64"

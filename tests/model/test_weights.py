@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robofactory.config import UserError, find_weights
+from robofactory.config import UserError
 from robofactory.model.openvla import OpenVLA, build_from_config
 from robofactory.model.weights import fingerprint, load_openvla, official_name, save_openvla
+from robofactory.paths import find_weights
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 CONFIG = {

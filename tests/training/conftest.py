@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import small_runs
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK
-from robofactory.config import load_recipe, load_scene, relabelled_dir, scene_file
+from robofactory.config import load_recipe, load_scene, scene_file
+from robofactory.paths import relabelled_dir
 from robofactory.training import distributed
 
 

@@ -13,12 +13,13 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from robofactory import checkpoint
-from robofactory.config import UserError, dataset_dir, load_recipe, run_dir
+from robofactory.config import UserError, load_recipe
 from robofactory.data.dataset import load_splits
 from robofactory.export import merge as merging
 from robofactory.model.lora import trained_tensors
 from robofactory.model.precision import autocast
 from robofactory.model.weights import load_openvla
+from robofactory.paths import dataset_dir, run_dir
 from robofactory.policy import Policy
 from robofactory.training import train as training
 from tests.published import config, write_published

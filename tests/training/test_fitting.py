@@ -7,8 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, differences, everything, start
-from robofactory.config import UserError, load_recipe, run_dir
+from robofactory.config import UserError, load_recipe
 from robofactory.model.openvla import OpenVLA
+from robofactory.paths import run_dir
 from robofactory.training import fitting, proposal
 from robofactory.training.footprint import predict
 

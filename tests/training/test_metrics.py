@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.small_runs import NUM_EPISODES, TASK, start
-from robofactory.config import dataset_dir, run_dir
 from robofactory.data.dataset import load_splits
+from robofactory.paths import dataset_dir, run_dir
 from robofactory.training import log
 from robofactory.training.metrics import Meter
 

@@ -7,7 +7,8 @@ import pytest
 from benchmarks import small_runs
 from benchmarks.resuming import stopped_during
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, differences, everything, start, start_in_processes
-from robofactory.config import EXIT_STOPPED, run_dir
+from robofactory.config import EXIT_STOPPED
+from robofactory.paths import run_dir
 from tests.published import write_published
 
 # The sums of gradients are in another order, and matrix products of other batch sizes in other blocks. Weights move by

@@ -7,7 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from robofactory.config import UserError, dataset_dir, run_command
+from robofactory.config import UserError, run_command
+from robofactory.paths import dataset_dir
 
 # format -> its file, its class in there, what it is
 FORMATS = {
