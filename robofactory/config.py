@@ -1,4 +1,4 @@
-"""Configuration: YAML + `section.key=value` -> one validated, frozen object; and every path of the project.
+"""Configuration: YAML + `section.key=value` -> one validated, frozen object.
 
 Two kinds, two flags: `--recipe NAME` is the model and its training (`RecipeConfig`), `--config PATH` is the scene of a
 task (`SceneConfig`). Defaults live in the dataclasses below and nowhere else. This module imports the standard library

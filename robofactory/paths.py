@@ -1,4 +1,4 @@
-"""Where everything lies: datasets, runs, results; and what was trained there. Below `config.home`."""
+"""Where everything lies, below `config.home`: datasets, runs, results; and how a checkpoint or published weights are found."""
 
 import re
 from collections.abc import Sequence

@@ -21,7 +21,14 @@ ALLOWED = {
     "codec": {"config", "paths", "files", "shapes"},
     "model": {"config", "paths", "shapes"},
     "data": {"codec", "config", "paths", "files", "pages", "shapes"},
-    "demos": {"sim", "data.episodes", "policy", "config", "paths", "shapes"},  # policy: whose states the expert relabels
+    "demos": {
+        "sim",
+        "data.episodes",
+        "policy",
+        "config",
+        "paths",
+        "shapes",
+    },  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config", "paths"},
     "training": {"data", "model", "codec", "checkpoint", "config", "paths", "pages", "shapes"},
     "export": {"data", "model", "codec", "checkpoint", "config", "paths", "shapes"},
