@@ -47,9 +47,8 @@ def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str =
     """
     m, proprio_dim = recipe.model, codec.proprio_dim if codec.use_proprio else None
     if m.architecture is None:
-        model = load_untrained(m, find_weights(m.model_name), proprio_dim, device)
-    else:
-        model = build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
+        return load_untrained(m, find_weights(m.model_name), proprio_dim, device)
+    model = build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
     model.in_float32 = m.torch_dtype == "float32"
     return model
 

@@ -49,7 +49,7 @@ def run_command(main: Callable[[], None]) -> None:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
         if error.filename is None and not is_full:
             raise
-        print(f"error: {error.strerror}: {error.filename or f'in {home()}'}", file=sys.stderr)
+        print(f"error: {error.strerror}: {error.filename or home()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)

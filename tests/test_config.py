@@ -339,7 +339,7 @@ def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, capsy
 
     for main, line in {
         (tmp_path / "checkpoints" / "run").mkdir: f"error: Not a directory: {tmp_path}/checkpoints/run\n",
-        write_to_a_full_disk: f"error: No space left on device: in {tmp_path}\n",
+        write_to_a_full_disk: f"error: No space left on device: {tmp_path}\n",
     }.items():
         with pytest.raises(SystemExit) as end:
             config.run_command(main)

@@ -201,6 +201,7 @@ def test_weights_are_looked_for_before_demonstrations_are_recorded(tmp_path, mon
 
     monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(children, "run", lambda *_, **__: pytest.fail("it records"))
     monkeypatch.setattr("sys.argv", ["train", "--task", TASK, f"model.model_name={tmp_path}"])
     with pytest.raises(UserError, match="holds no published model"):
