@@ -72,3 +72,4 @@ def _fits(recipe: RecipeConfig, model: OpenVLA, data: Splits, device: torch.devi
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)  # a size that does not fit is not in the run's own peak

@@ -221,12 +221,15 @@ def train(
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)
 
-    # ---- model, proven to be connected before anything is spent
+    # ---- model, in batches that fit, proven to be connected before anything is spent
     torch.manual_seed(t.seed)
     model = checkpoint.build_model(recipe, codec, distributed.device_to_build_on(topology, t.parallel))
     model.num_recomputed_layers = t.num_recomputed_layers
     if start.directory is not None:
         checkpoint.load_trained(start.directory, model)
+    if t.auto_batch:
+        recipe = fitting.halve_batch_until_it_fits(recipe, model, data, topology)
+        data, t = dataclasses.replace(data, recipe=recipe), recipe.training
     wrapped = distributed.wrap(model, topology, t.parallel)
     preflight(model, wrapped, codec, *data.examples(min(PREFLIGHT_EXAMPLES, recipe.dataloader.batch_size), device))
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -234,9 +237,6 @@ def train(
     optim.restore_moments(model, optimizer, start.moments)
 
     # ---- batches; `update` optimizer steps are done, `validated` of them when it was last validated
-    if t.auto_batch:
-        recipe = fitting.halve_batch_until_it_fits(recipe, model, data, topology)
-        data, t = dataclasses.replace(data, recipe=recipe), recipe.training
     batches = data.train_batches(topology.rank, topology.world_size)
     val_batches = data.val_batches(topology.rank, topology.world_size)
     steps_per_epoch = batches.num_steps

@@ -29,7 +29,6 @@ def small_gpu(monkeypatch):
         return forward(self, batch, *given)
 
     monkeypatch.setattr(OpenVLA, "forward", limited)
-    monkeypatch.setattr("robofactory.training.train.PREFLIGHT_EXAMPLES", 2)
 
 
 def test_out_of_memory_is_one_line_with_both_remedies(run, small_gpu):
