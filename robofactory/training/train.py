@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -48,7 +47,9 @@ Demonstrations are recorded first when there are none.""",
     agents = parser.add_mutually_exclusive_group()
     agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
     agents.add_argument(
-        "--all_agents", action="store_true", help="train every agent of the task, side by side on a CPU"
+        "--all_agents",
+        action="store_true",
+        help="train every agent of the task: side by side on a CPU, one after the other on a GPU",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
     parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
@@ -134,6 +135,8 @@ def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes:
 
 def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
     """Record the demonstrations the recipe asks for, in a process of its own: training never imports the simulator."""
+    from robofactory.training import children
+
     if is_recorded(directory):
         return
     command = ["-m", "robofactory.demos.record", "--task", args.task, "--recipe", args.recipe, *args.overrides]
@@ -141,28 +144,25 @@ def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
         command += ["--config", args.config]
     if "WORLD_SIZE" in os.environ:
         raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
-    done = subprocess.run([sys.executable, *command])
-    if done.returncode != 0:
-        sys.exit(done.returncode)
+    children.run([command])
 
 
 def train_all_agents(num_agents: int) -> None:
-    """One process an agent, side by side, the cores shared between them: faster than one after the other on a CPU."""
+    """A process an agent. On a CPU side by side, the cores shared between them, which is faster than one after the other;
+    a GPU has the memory for one."""
+    import torch
+
+    from robofactory.training import children
+
     arguments = [argument for argument in sys.argv[1:] if argument != "--all_agents"]
-    command = [sys.executable, "-m", "robofactory.training.train", *arguments]
-    threads = max(1, (os.cpu_count() or 1) // num_agents)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    processes = [
-        subprocess.Popen([*command, "--agent_id", str(agent), "--bar_position", str(agent)], env=environment)
-        for agent in range(num_agents)
-    ]
-    try:
-        codes = [process.wait() for process in processes]
-    except KeyboardInterrupt:  # the children got the signal too: they finish their step and save
-        codes = [process.wait() for process in processes]
-    failed = [code for code in codes if code != 0]
-    if failed:
-        sys.exit(failed[0])
+    commands = [["-m", "robofactory.training.train", *arguments, "--agent_id", str(n)] for n in range(num_agents)]
+    if torch.cuda.is_available():
+        for command in commands:
+            children.run([command])
+    else:
+        threads = max(1, (os.cpu_count() or 1) // num_agents)
+        below_each_other = [[*command, "--bar_position", str(line)] for line, command in enumerate(commands)]
+        children.run(below_each_other, OMP_NUM_THREADS=str(threads))
 
 
 # ------------------------------------------------------------------------------------------------------ the training

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK
+from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, write_dataset
 from robofactory import checkpoint
-from robofactory.config import EXIT_STOPPED, run_dir
+from robofactory.config import EXIT_STOPPED, dataset_dir, run_dir
 
 pytestmark = pytest.mark.slow  # a dozen interpreters start
 
@@ -26,12 +26,16 @@ def launch(*arguments: str) -> subprocess.Popen:
     )
 
 
+def wait_for_an_epoch(process: subprocess.Popen, *runs: Path) -> None:
+    ends = time.monotonic() + 300
+    while not all((run / "epoch_1").exists() for run in runs) and process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.1)
+
+
 def test_two_processes_stop_at_a_signal_and_one_goes_on(home):
     run = run_dir("openvla", TASK, 0, NUM_EPISODES)
     process = launch(*TWO, "training.num_epochs=2000")
-    ends = time.monotonic() + 300
-    while not (run / "epoch_1").exists() and process.poll() is None and time.monotonic() < ends:
-        time.sleep(0.1)
+    wait_for_an_epoch(process, run)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, said + errors
@@ -52,3 +56,17 @@ def test_a_process_that_fails_ends_the_others_with_its_own_error_first(home):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert errors.splitlines()[0] == f"error: {run} holds a trained policy; continue it with --resume, or move it away"
+
+
+def test_all_agents_save_and_stop_at_a_signal_to_the_command_alone(home):
+    """SIGTERM ended the command, nothing was saved, and its trainings went on as orphans."""
+    write_dataset(dataset_dir(TASK, 1, NUM_EPISODES))
+    runs = [run_dir("openvla", TASK, agent, NUM_EPISODES) for agent in (0, 1)]
+    process = launch("--all_agents", *SMALL, "training.num_epochs=2000")
+    wait_for_an_epoch(process, *runs)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)  # until its trainings have ended too
+    assert process.returncode == EXIT_STOPPED, said + errors
+    for run in runs:
+        update = checkpoint.load_training_state(run / "latest")["update"]
+        assert f"stopped at step {update}; --resume continues from {run / f'step_{update}'}" in said

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from robofactory.config import UserError, dataset_dir, load_recipe, of_round, run_dir
 from robofactory.data import lerobot
-from robofactory.training.train import main, parse_arguments, train
+from robofactory.training.train import main, parse_arguments, train, train_all_agents
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during
 
 
@@ -181,3 +181,16 @@ def test_several_gpus_are_as_many_processes_of_the_same_command(home, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main()
     assert launched == [(2, "robofactory.training.train", arguments)] and ended.value.code == 7
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_all_agents_share_the_cores_and_take_turns_on_a_gpu(monkeypatch, has_gpu):
+    """Two trainings of a 7B at once do not fit the memory of one GPU."""
+    from robofactory.training import children
+
+    at_once = []
+    monkeypatch.setattr(children, "run", lambda commands, **_: at_once.append([line[line.index("--agent_id") + 1] for line in commands]))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--all_agents"])
+    train_all_agents(2)
+    assert at_once == ([["0"], ["1"]] if has_gpu else [["0", "1"]])
