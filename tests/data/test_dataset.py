@@ -236,3 +236,13 @@ def test_the_first_training_pictures_can_be_shown(splits):
     views, instruction = splits.input_images()
     assert list(views) == list(VIEWS) and instruction == "lift the barrier"
     assert all(image.shape == (*size, 3) and image.dtype == np.uint8 for image in views.values())
+
+
+def test_the_open_loop_check_generates_in_small_batches_whatever_the_training_batch(directory):
+    """With the cache of its generation at the training batch, the 7B took more memory for it than for training."""
+    large, small = (replace(RECIPE, dataloader=replace(RECIPE.dataloader, batch_size=size)) for size in (16, 3))
+    num_frames, cpu = 11, torch.device("cpu")
+    for recipe, largest in ((large, 4), (small, 3)):
+        *_, batches = load_splits(directory, recipe).open_loop(num_frames, cpu)
+        sizes = [len(batch.input_ids) for batch, _ in batches]
+        assert max(sizes) == largest and sum(sizes) <= num_frames
