@@ -10,7 +10,7 @@ from robofactory.config import RecipeConfig, UserError
 from robofactory.data.dataset import Splits
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
-from robofactory.training import footprint
+from robofactory.training import footprint, proposal
 from robofactory.training.distributed import Topology, any_rank
 
 
@@ -25,14 +25,30 @@ def out_of_memory_explained(recipe: RecipeConfig) -> Iterator[None]:
 
 
 def _remedy(recipe: RecipeConfig) -> str:
-    size, accumulate = recipe.dataloader.batch_size, recipe.training.gradient_accumulate_every
-    if size == 1:
-        return "it cannot be smaller: use a GPU with more memory, or several with training.parallel=fsdp"
-    smaller = replace(recipe, dataloader=replace(recipe.dataloader, batch_size=size // 2))
-    peak_gb = footprint.predict(smaller).peak_gb if recipe.model.quantize is None else None
-    predicted = "" if peak_gb is None else f" ({peak_gb:.1f} GB predicted)"
-    remedies = f"dataloader.batch_size={size // 2} training.gradient_accumulate_every={accumulate * 2}"
-    return f"the same steps in less memory: {remedies}{predicted}; or let training.auto_batch=true find it"
+    """What fits this card for the same optimizer steps, where that can be predicted; otherwise what takes less."""
+    t, size = recipe.training, recipe.dataloader.batch_size
+    larger = "use a GPU with more memory, or several with training.parallel=fsdp"
+    automatic = "" if t.auto_batch or t.parallel == "fsdp" else "; or let training.auto_batch=true find it"
+    part = max((n for n in range(1, size) if size % n == 0), default=None)
+    less = f"dataloader.batch_size=1 cannot be smaller: {larger}"
+    if part is not None:
+        accumulate = t.gradient_accumulate_every * size // part
+        less = f"the same steps in less memory: dataloader.batch_size={part} training.gradient_accumulate_every={accumulate}{automatic}"  # fmt: skip
+    if not footprint.is_predictable(recipe):
+        return less
+    gpu_gb, now = card_gb(), footprint.predict(recipe)
+    if proposal.needed_gb(now.peak_gb) <= gpu_gb:
+        return f"it should fit, with {now.peak_gb:.1f} of {gpu_gb:.0f} GB predicted: see who else uses the GPU (nvidia-smi); {less}"  # fmt: skip
+    best = proposal.propose(recipe, now, gpu_gb)
+    if best is None:
+        return f"no settings for the same steps are predicted to fit {gpu_gb:.0f} GB: {larger}"
+    chosen, predicted = best
+    return f"the same steps in {gpu_gb:.0f} GB: {proposal.settings(chosen)} ({predicted.peak_gb:.1f} GB predicted){automatic}"  # fmt: skip
+
+
+def card_gb() -> float:
+    """Memory of the GPU that this process uses, in GB."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 1e9
 
 
 def halve_batch_until_it_fits(recipe: RecipeConfig, model: OpenVLA, data: Splits, topology: Topology) -> RecipeConfig:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robofactory.config import UserError, load_recipe
-from robofactory.training import memory
+from robofactory.training import memory, proposal
 from robofactory.training.footprint import PARTS, Allocations, build_on_meta, count_step, predict
 from tests.published import write_published
 from tests.training.conftest import SMALL
@@ -115,25 +115,25 @@ def test_other_settings_of_the_7b_agree_with_the_other_tracker(overrides, peak_g
 def test_the_proposal_fits_and_recomputes_no_layer_more_than_it_must(published):
     recipe = fine_tuned(published, "dataloader.batch_size=4", "training.gradient_accumulate_every=2")
     footprint = predict(recipe)
-    none = predict(memory.with_settings(recipe, 8, 2, 0))
+    none = predict(proposal.with_settings(recipe, 8, 2, 0))
     for share in (0.3, 0.7):
-        gpu_gb = memory.needed_gb(footprint.peak_gb + share * (none.peak_gb - footprint.peak_gb))
-        best = memory.propose(recipe, footprint, gpu_gb)
+        gpu_gb = proposal.needed_gb(footprint.peak_gb + share * (none.peak_gb - footprint.peak_gb))
+        best = proposal.propose(recipe, footprint, gpu_gb)
         assert best is not None
         chosen, predicted = best
-        assert memory.needed_gb(predicted.peak_gb) <= gpu_gb
+        assert proposal.needed_gb(predicted.peak_gb) <= gpu_gb
         assert chosen.dataloader.batch_size * chosen.training.gradient_accumulate_every == 8
         fewer = chosen.training.num_recomputed_layers - 1
         if fewer >= 0:
-            peaks = [predict(memory.with_settings(recipe, 8, size, fewer)).peak_gb for size in (2, 4, 8)]
-            assert all(memory.needed_gb(peak) > gpu_gb for peak in peaks), "another setting would have been faster"
+            peaks = [predict(proposal.with_settings(recipe, 8, size, fewer)).peak_gb for size in (2, 4, 8)]
+            assert all(proposal.needed_gb(peak) > gpu_gb for peak in peaks), "another setting would have been faster"
         others = {"training", "dataloader"}
         assert all(getattr(chosen, f.name) == getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in others)  # fmt: skip
 
 
 def test_no_proposal_is_made_for_a_card_that_the_weights_alone_fill(published):
     recipe = fine_tuned(published)
-    assert memory.propose(recipe, predict(recipe), gpu_gb=1.0) is None
+    assert proposal.propose(recipe, predict(recipe), gpu_gb=1.0) is None
 
 
 def test_the_command_prints_every_part_and_a_proposal(published, monkeypatch, capsys):
@@ -145,6 +145,7 @@ def test_the_command_prints_every_part_and_a_proposal(published, monkeypatch, ca
     assert "dataloader.batch_size=16 training.gradient_accumulate_every=1 training.num_recomputed_layers=0" in text
 
 
-def test_a_quantized_base_is_refused_rather_than_guessed():
-    with pytest.raises(UserError, match="quantize=nf4"):
-        predict(load_recipe("robot_openvla", ["model.quantize=nf4"]))
+@pytest.mark.parametrize("override", ["model.quantize=nf4", "training.parallel=fsdp"])
+def test_weights_that_are_not_whole_are_refused_rather_than_guessed(override):
+    with pytest.raises(UserError, match=override):
+        predict(load_recipe("robot_openvla", [override]))
