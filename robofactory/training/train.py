@@ -251,7 +251,7 @@ def train(
     log.start_at(update, last_update, start.log)
     log.message(parameter_table(model))
     memory = ""
-    if device.type == "cuda" and topology.is_main and recipe.model.quantize is None:
+    if topology.is_main and recipe.model.architecture is None and footprint.is_predictable(recipe):
         dims = {"action_dim": codec.action_dim, "proprio_dim": codec.proprio_dim}
         memory = f"peak memory: {footprint.predict(recipe, **dims).peak_gb:.1f} GB predicted"
         log.message(memory)
@@ -342,7 +342,7 @@ def train(
             save(run, f"epoch_{epoch + 1}", keep=is_kept, best=is_best)
 
     log.close()
-    if memory:
+    if memory and device.type == "cuda":
         log.message(f"{memory}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
     log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}, all of it in {run / 'run.html'}")
     distributed.stop()

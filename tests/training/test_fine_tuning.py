@@ -87,7 +87,8 @@ def test_the_command_of_the_specification_fine_tunes(run, weights, monkeypatch, 
     assert saved >= files | {"tokenizer.json"} and "modules.safetensors" not in saved, "there is nothing else to keep"
     losses = val_losses(run)
     assert losses[-1] < losses[0] - 0.3, f"nothing was learned: {losses}"
-    assert "LoRA, language model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "LoRA, language model" in said and "GB predicted" in said
     assert {path.name: path.read_bytes() for path in weights.iterdir()} == before, "the base is memory-mapped"
 
 
