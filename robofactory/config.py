@@ -400,23 +400,30 @@ def _check_recipe(recipe: RecipeConfig, path: Path) -> None:
         "dataloader.batch_size": recipe.dataloader.batch_size,
         "data.num_episodes": d.num_episodes,
         "data.stream_window": d.stream_window,
+        **({} if t.max_steps is None else {"training.max_steps": t.max_steps}),
         **{f"data.datasets.{name}": weight for name, weight in d.datasets.items()},
         **({f"relabel.{key}": value for key, value in vars(recipe.relabel).items()} if recipe.relabel else {}),
     }
     for key, value in positive.items():
         _require(value > 0, path, key, f"must be positive, got {value}")
+    at_least_zero = {
+        "training.weight_decay": t.weight_decay,
+        "training.soft_target_sigma_bins": t.soft_target_sigma_bins,
+        "training.num_recomputed_layers": t.num_recomputed_layers or 0,
+        "training.seed": t.seed,
+        "dataloader.num_workers": recipe.dataloader.num_workers,
+    }
+    for key, value in at_least_zero.items():
+        _require(value >= 0, path, key, f"must not be negative, got {value}")
     _require(
         0.0 < t.augment_crop_ratio <= 1.0,
         path,
         "training.augment_crop_ratio",
         f"must be in (0, 1], got {t.augment_crop_ratio}",
     )
-    _require(
-        t.num_recomputed_layers is None or t.num_recomputed_layers >= 0,
-        path,
-        "training.num_recomputed_layers",
-        f"must not be negative, got {t.num_recomputed_layers}",
-    )
+    _require(0.0 <= m.lora_dropout < 1.0, path, "model.lora_dropout", f"must be in [0, 1), got {m.lora_dropout}")
+    _require(0.0 <= t.warmup_ratio <= 1.0, path, "training.warmup_ratio", f"must be in [0, 1], got {t.warmup_ratio}")
+    _require(not (m.quantize and t.parallel == "fsdp"), path, "model.quantize", "needs training.parallel=ddp: matrices in 4 bits are not taken apart")  # fmt: skip
     _require(not (t.auto_batch and t.parallel == "fsdp"), path, "training.auto_batch", "needs training.parallel=ddp: a part of a model cannot be tried alone")  # fmt: skip
     _require(0.0 <= d.noise_share <= 1.0, path, "data.noise_share", f"must be in [0, 1], got {d.noise_share}")
     _require(0.0 < d.val_ratio < 1.0, path, "data.val_ratio", f"must be in (0, 1), got {d.val_ratio}")

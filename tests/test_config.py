@@ -190,7 +190,13 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("training.augment_crop_ratio=1.5", "training.augment_crop_ratio"),
         ("training.image_aug=maybe", "training.image_aug"),
         ("dataloader.batch_size=0", "dataloader.batch_size"),
+        ("training.max_steps=0", "training.max_steps"),
+        ("training.warmup_ratio=2", "training.warmup_ratio"),
+        ("training.weight_decay=-1", "training.weight_decay"),
+        ("training.num_recomputed_layers=-1", "training.num_recomputed_layers"),
+        ("dataloader.num_workers=-1", "dataloader.num_workers"),
         ("model.torch_dtype=float64", "model.torch_dtype"),
+        ("model.lora_dropout=2", "model.lora_dropout"),
         ("model.use_lora=true", "model.use_lora"),
         ("data.views=[]", "data.views"),
         ("data.val_ratio=1.0", "data.val_ratio"),
@@ -227,6 +233,11 @@ def test_a_bad_value_names_its_key(override, key):
 )
 def test_a_bad_value_of_a_scene_names_its_key(override, key):
     assert f"key '{key}" in scene_message(override)
+
+
+def test_a_base_in_4_bits_is_not_taken_apart():
+    text = message("model.quantize=nf4", "training.parallel=fsdp", recipe="robot_openvla")
+    assert "'model.quantize': needs training.parallel=ddp" in text
 
 
 def test_a_bad_value_says_what_is_allowed():

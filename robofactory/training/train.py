@@ -12,6 +12,7 @@ from robofactory.config import (
     RecipeConfig,
     UserError,
     dataset_dir,
+    find_weights,
     load_recipe,
     load_task_scene,
     of_round,
@@ -87,7 +88,7 @@ def main() -> None:
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
     if args.config or not all(map(is_recorded, demonstrations)):
         require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
-    require_hardware(recipe)
+    require_hardware(recipe, args.gpus)
     for directory in demonstrations:
         record_if_missing(directory, args)
     if args.all_agents:
@@ -103,20 +104,26 @@ def main() -> None:
             train(args.policy, args.task, args.agent_id, recipe, args.resume, args.bar_position, args.round)
 
 
-def require_hardware(recipe: RecipeConfig) -> None:
-    """A large model wants a GPU; never a silent switch to something smaller."""
+def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
+    """Each process wants a GPU if there are any, a large model wants one anyway, and its weights: before an hour is spent
+    on demonstrations. Never a silent switch to something smaller."""
     import torch
 
     from robofactory.model.lora import build_untrained
     from robofactory.model.weights import published_config
 
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and num_gpus > torch.cuda.device_count():
+        raise UserError(f"--gpus {num_gpus}: this machine has {torch.cuda.device_count()}; one process a GPU")
     m = recipe.model
-    if m.architecture is not None or torch.cuda.is_available():
+    if m.architecture is not None:
         return
-    model = build_untrained(m, published_config(m.model_name), proprio_dim=None)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if num_parameters > LARGEST_ON_A_CPU:
-        raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+    if not has_gpu:
+        model = build_untrained(m, published_config(m.model_name), proprio_dim=None)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if num_parameters > LARGEST_ON_A_CPU:
+            raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
+    find_weights(m.model_name)
 
 
 def is_recorded(demonstrations: Path) -> bool:

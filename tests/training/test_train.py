@@ -171,6 +171,28 @@ def test_a_number_of_gpus_that_makes_no_sense_is_one_line(monkeypatch, number):
         main()
 
 
+def test_more_gpus_than_there_are_is_one_line(home, monkeypatch):
+    """It ended inside CUDA, in a process of the launcher."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--recipe", "robot_openvla_tiny", "--gpus", "3", *SMALL])
+    with pytest.raises(UserError, match="--gpus 3: this machine has 2"):
+        main()
+
+
+def test_weights_are_looked_for_before_demonstrations_are_recorded(tmp_path, monkeypatch):
+    """On a machine with a GPU it recorded for an hour, and then found no weights."""
+    from robofactory.training import children
+
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(children, "run", lambda *_, **__: pytest.fail("it records"))
+    monkeypatch.setattr("sys.argv", ["train", "--task", TASK, f"model.model_name={tmp_path}"])
+    with pytest.raises(UserError, match="holds no published model"):
+        main()
+
+
 def test_several_gpus_are_as_many_processes_of_the_same_command(home, monkeypatch):
     from robofactory.training import distributed
 
