@@ -7,6 +7,7 @@ alone at the top, so that `--help` answers on a machine where nothing is install
 
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import sys
@@ -29,11 +30,17 @@ class UserError(ValueError):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`: a user's mistake prints one line and exits with 2, Ctrl-C exits with 130."""
+    """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
     try:
         main()
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
+        if error.filename is None and not is_full:
+            raise
+        print(f"error: {error.strerror}: {error.filename or home()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)

@@ -315,6 +315,32 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
     assert capsys.readouterr().err == "error: no such thing; do another\n"
 
 
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ROBOFACTORY_HOME", str(tmp_path))
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+
+    def write_to_a_full_disk() -> None:
+        with open("/dev/full", "w") as file:
+            file.write("metrics")
+
+    for main, line in {
+        (tmp_path / "checkpoints" / "run").mkdir: f"error: Not a directory: {tmp_path}/checkpoints/run\n",
+        write_to_a_full_disk: f"error: No space left on device: {tmp_path}\n",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            config.run_command(main)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == line
+
+
+def test_what_no_user_can_fix_keeps_its_trace():
+    def main() -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        config.run_command(main)
+
+
 def test_config_loads_on_a_machine_with_no_packages():
     load = f"import sys; sys.path.append({str(config.PACKAGE.parent)!r}); import robofactory.config"
     assert subprocess.run([sys.executable, "-I", "-S", "-c", load]).returncode == 0
