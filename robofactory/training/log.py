@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,9 @@ from robofactory.training.page import CURVES, INPUT_IMAGES, METRICS, OPEN_LOOP, 
 
 # Of a figure of two rows; matplotlib finding them itself takes longer than the drawing.
 MARGINS = {"left": 0.05, "right": 0.99, "top": 0.91, "bottom": 0.08, "wspace": 0.25, "hspace": 0.4}
+SHOWN = {"train_loss": "loss", "action_accuracy": "acc", "action_mae_rad": "mae_rad", "samples_per_s": "samples/s"}
 UPDATES_PER_LINE = 10  # optimizer steps that one line of metrics.jsonl averages over
+SECONDS_BETWEEN_REPORTS = 60.0  # where there is no terminal to draw a bar on
 SECONDS_BETWEEN_DRAWINGS = 120.0  # a drawing takes one or two; the end of a run is drawn in any case
 
 
@@ -43,14 +46,14 @@ class Log:
     def __init__(self, run: Path, recipe: RecipeConfig, topology: Topology, meter: Meter, bar_position: int):
         self.run, self.recipe, self.topology, self.meter = run, recipe, topology, meter
         self.update = 0
-        self.seconds = self.waited = self.waited_in_line = 0.0
+        self.samples = self.seconds = self.waited = self.waited_in_line = 0.0
         self.drawn_at = time.monotonic()
         self.newest_open_loop: OpenLoop | None = None
         if topology.is_main:
             run.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(
                 desc=run.name, unit="step", position=bar_position, dynamic_ncols=True, mininterval=1.0,
-                disable=None,  # where there is no terminal, the lines of each epoch have to do
+                disable=None,  # where there is no terminal
             )  # fmt: skip
             self.tracker = _start_wandb(run, dataclasses.asdict(recipe))
 
@@ -59,6 +62,8 @@ class Log:
         self.update = update
         state = state or {"sums": [0.0] * self.meter.length, "grad_norm": 0.0, "count": 0}
         self.sums, self.grad_norm, self.count = np.array(state["sums"]), state["grad_norm"], state["count"]
+        self.first_update, self.started_at = update, time.monotonic()
+        self.reported_at = self.started_at
         if self.topology.is_main:
             _drop_lines_after(self.run / METRICS, update)
             self.bar.total, self.bar.n = num_updates, update
@@ -89,16 +94,25 @@ class Log:
             yield batch
 
     def step(
-        self, verdict: Verdict, sums: Sequence[float], grad_norm: float, waited: float, **values: float | int
+        self,
+        verdict: Verdict,
+        sums: Sequence[float],
+        grad_norm: float,
+        waited: float,
+        *,
+        ends_epoch: bool,
+        **values: float | int,
     ) -> None:
         """The end of an optimizer step.
 
         Args:
             sums: of the meter, over all processes.
             waited: seconds without data, of all processes together.
+            ends_epoch: what there is becomes a line now, so that no step is without one.
             values: go into the next line as they are.
         """
         self.update += 1
+        self.samples += sums[0]
         self.seconds += time.perf_counter() - self.started
         self.waited_in_line += waited / self.topology.world_size
         if verdict not in (Verdict.SKIP, Verdict.GIVE_UP):
@@ -107,26 +121,40 @@ class Log:
             self.event(verdict.name.lower(), f"loss {sums[1] / sums[0]:.4g}, gradient norm {grad_norm:.4g}")
         if self.topology.is_main:
             self.bar.update()
-        if self.update % UPDATES_PER_LINE == 0:
+            if self.bar.disable and time.monotonic() > self.reported_at + SECONDS_BETWEEN_REPORTS:
+                self._report()
+        if self.update % UPDATES_PER_LINE == 0 or ends_epoch:
             self._flush(values)
 
     def _flush(self, values: dict[str, float | int]) -> None:
         memory_gb = distributed.max_over_ranks(peak_memory_gb(self.topology.device), self.topology)
         if self.topology.is_main:
-            line: dict[str, float | int] = {"step": self.update} | values
-            if self.count:
-                means = self.meter.means(self.sums)
-                line |= {"train_loss": means.pop("loss")} | means | {"grad_norm": self.grad_norm / self.count}
-            self.write(line | self._speed() | {"peak_memory_gb": memory_gb})
-            shown = {"train_loss": "loss", "action_accuracy": "acc", "samples_per_s": "samples/s"}
-            self.bar.set_postfix({short: f"{line[name]:.4g}" for name, short in shown.items() if name in line})
+            line = {"step": self.update} | values | self._means() | self._speed()
+            self.write(line | {"peak_memory_gb": memory_gb})
+            self.bar.set_postfix({short: f"{line[name]:.4g}" for name, short in SHOWN.items() if name in line})
         self.sums, self.grad_norm, self.count = np.zeros_like(self.sums), 0.0, 0
-        self.seconds = self.waited_in_line = 0.0
+        self.samples = self.seconds = self.waited_in_line = 0.0
+
+    def _means(self) -> dict[str, float]:
+        """Of the steps since the last line that were finite; empty if none was."""
+        if not self.count:
+            return {}
+        means = self.meter.means(self.sums)
+        return {"train_loss": means.pop("loss")} | means | {"grad_norm": self.grad_norm / self.count}
+
+    def _report(self) -> None:
+        """What the bar would show, as a line."""
+        self.reported_at = time.monotonic()
+        pace_s = (self.reported_at - self.started_at) / (self.update - self.first_update)  # validation and saving too
+        left = tqdm.format_interval(pace_s * (self.bar.total - self.update))
+        values = self._means() | self._speed()
+        shown = ", ".join(f"{short} {values[name]:.4g}" for name, short in SHOWN.items() if name in values)
+        self.message(f"{self.run.name}: step {self.update} of {self.bar.total}, {shown}, about {left} left")
 
     def _speed(self) -> dict[str, float]:
         """Of the steps since the last line, or since a resume. Validation and saving are not in it."""
         return {
-            "samples_per_s": self.sums[0] / max(self.seconds, 1e-9),
+            "samples_per_s": self.samples / max(self.seconds, 1e-9),
             "data_wait_share": self.waited_in_line / max(self.seconds, 1e-9),
         }
 
@@ -172,6 +200,7 @@ class Log:
     def message(self, text: str) -> None:
         if self.topology.is_main:
             tqdm.write(text)
+            sys.stdout.flush()  # a pipe would keep it for hours
 
     def _draw(self) -> None:
         lines = read_metrics(self.run / METRICS)

@@ -316,7 +316,8 @@ def train(
                 optim.set_learning_rate(optimizer, lr)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(verdict, seen, grad_norm, waited, epoch=epoch, lr=lr, skipped_steps=guard.skipped)
+            ends_epoch = update + 1 == epoch_start + epoch_steps
+            log.step(verdict, seen, grad_norm, waited, ends_epoch=ends_epoch, epoch=epoch + 1, lr=lr, skipped_steps=guard.skipped)  # fmt: skip
             if verdict is Verdict.GIVE_UP:
                 save(run / "replay", f"step_{update}")
                 replay.save_batches(run / "replay" / f"step_{update}", batches, epoch, update - epoch_start, topology)

@@ -1,6 +1,7 @@
 """What is measured is what a person would compute by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from benchmarks.small_runs import NUM_EPISODES, TASK, start
 from robofactory.config import dataset_dir, run_dir
 from robofactory.data.dataset import load_splits
+from robofactory.training import log
 from robofactory.training.metrics import Meter
 
 CPU = torch.device("cpu")
@@ -51,6 +53,27 @@ def test_sums_of_uneven_batches_are_means_over_samples_not_over_batches(data):
     sums = measured(meter, one, [0] * 8, loss=1.0) + measured(meter, three, [1] * 8, loss=3.0)
     means = meter.means(sums.numpy())
     assert means["action_accuracy"] == 0.25 and means["loss"] == 2.5
+
+
+def test_every_step_is_in_a_line_and_all_lines_count_epochs_from_one(home):
+    """The last steps of a run were in no line, those of a short run in none at all, and `epoch` began at 0 or at 1."""
+    start("training.num_epochs=2")
+    run = run_dir("openvla", TASK, 0, NUM_EPISODES)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line["epoch"]) for line in lines if "train_loss" in line]
+    assert steps == [(7, 1), (10, 2), (14, 2)]
+    assert [(line["step"], line["epoch"]) for line in lines if "val_loss" in line] == [(7, 1), (14, 2)]
+
+
+def test_without_a_terminal_a_line_says_now_and_then_where_it_is(home, monkeypatch, capsys):
+    monkeypatch.setattr(log, "SECONDS_BETWEEN_REPORTS", 0.0)
+    start("training.max_steps=3")
+    number = r"\d+(\.\d+)?(e-\d+)?"
+    shown = rf"loss {number}, acc {number}, mae_rad {number}, samples/s {number}, about \d\d:\d\d left"
+    lines = [line for line in capsys.readouterr().out.splitlines() if " of 3, " in line]
+    assert len(lines) == 3
+    for step, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"LiftBarrier-rf_Agent0_6: step {step} of 3, {shown}", line), line
 
 
 def test_a_run_leaves_curves_a_page_and_every_joints_numbers(home):
