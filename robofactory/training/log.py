@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import secrets
 import sys
 import textwrap
 import time
@@ -35,6 +36,7 @@ SHOWN = {"train_loss": "loss", "action_accuracy": "acc", "action_mae_rad": "mae_
 UPDATES_PER_LINE = 10  # optimizer steps that one line of metrics.jsonl averages over
 SECONDS_BETWEEN_REPORTS = 60.0  # where there is no terminal to draw a bar on
 SECONDS_BETWEEN_DRAWINGS = 120.0  # a drawing takes one or two; the end of a run is drawn in any case
+WANDB_ID = "wandb_id"  # a file in the run's directory
 
 
 class Log:
@@ -307,15 +309,21 @@ def _drop_lines_after(metrics: Path, update: int) -> None:
 
 
 def _start_wandb(run: Path, config: dict[str, Any]) -> Any | None:
-    """A W&B run, or None with a warning: tracking is never a reason to fail."""
-    mode = os.environ.get("WANDB_MODE", "online" if os.environ.get("WANDB_API_KEY") else "offline")
-    if mode == "disabled":
+    """A W&B run, or None with a warning: tracking is never a reason to fail. A training that goes on, goes on in it."""
+    if os.environ.get("WANDB_MODE") == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    name = run / WANDB_ID
+    if not (name.exists() and (run / "latest").exists()):  # without a checkpoint it starts over
+        name.write_text(secrets.token_hex(4))
     try:
-        return wandb.init(project="robofactory", name=run.name, dir=run, config=config, mode=mode)  # type: ignore[arg-type]
+        # A login is in the environment, in netrc or in W&B's own settings.
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        return wandb.init(
+            project="robofactory", name=run.name, dir=run, config=config, mode=mode, id=name.read_text(), resume="allow"
+        )
     except wandb.Error as error:
         tqdm.write(f"warning: W&B is off for this run ({error}); metrics.jsonl and curves.png are written all the same")
         return None
