@@ -120,7 +120,7 @@ def everything(run: Path, name: str = "latest") -> dict[str, Any]:
     """What must be the same bits: weights, the state of everything, and the metrics but for the clock's."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        "weights": load_file(run / name / checkpoint.WEIGHTS),
+        "weights": {k: v for file in (run / name).glob("*.safetensors") for k, v in load_file(file).items()},
         "state": checkpoint.load_training_state(run / name),
         "metrics": [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in lines],
     }

@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import random
 
 import pytest
 import torch
 
-from benchmarks.small_runs import NUM_EPISODES, TASK, everything, start
+from benchmarks.small_runs import NUM_EPISODES, TASK, differences, everything, start, start_in_processes
 from robofactory import checkpoint
 from robofactory.config import UserError, run_dir
 from robofactory.training import distributed, replay
@@ -25,13 +26,13 @@ def events_of(run):
     return [(line["step"], line["event"]) for line in lines if "event" in line]
 
 
-def poison(monkeypatch, change, updates):
-    """Something happens to the model right before these optimizer steps."""
+def poison(monkeypatch, change, updates, rank=0):
+    """Something happens to the model of a process right before these optimizer steps."""
     built, build, seed_step = [], checkpoint.build_model, distributed.seed_step
     monkeypatch.setattr(checkpoint, "build_model", lambda *given: built.append(build(*given)) or built[-1])
 
     def seed(seed, update, topology):
-        if update in updates:
+        if update in updates and topology.rank == rank:
             with torch.no_grad():
                 change(built[-1])
         seed_step(seed, update, topology)
@@ -109,6 +110,36 @@ def test_one_step_that_is_not_finite_leaves_the_weights_and_is_counted(run, monk
     assert all(tensor.isfinite().all() for tensor in result["weights"].values())
     assert all(m["exp_avg"].isfinite().all() and m["step"] == 13 for m in result["state"]["moments"].values())
     assert [line["skipped_steps"] for line in result["metrics"] if "skipped_steps" in line] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_all_processes_skip_a_step_that_is_not_finite_on_one_of_them(run, home, monkeypatch, what):
+    """Where only the loss is NaN, no gradient tells the other process: it has to be told, or their weights part."""
+
+    def break_once(model):
+        module = model if what == "loss" else model.projector
+
+        def hook(module, given, output):
+            handle.remove()
+            return (output[0] + math.nan, *output[1:]) if what == "loss" else output * math.nan
+
+        handle = module.register_forward_hook(hook)
+
+    save = checkpoint.save
+
+    def save_of_each(run, name, model, codec, recipe, state, **named):
+        torch.save([model.state_dict(), state["moments"], state["guard"]], home / f"rank_{os.environ['RANK']}.pt")
+        return save(run, name, model, codec, recipe, state, **named)
+
+    monkeypatch.setattr(checkpoint, "save", save_of_each)
+    poison(monkeypatch, break_once, {4}, rank=1)
+    assert start_in_processes(2, "dataloader.batch_size=4", "training.num_epochs=1") == [0, 0]
+    assert events_of(run) == [(5, "skip")]
+    first, second = (torch.load(home / f"rank_{rank}.pt", weights_only=True) for rank in range(2))
+    assert differences(first, second) == []
+    weights, moments, guard = first
+    assert guard["skipped"] == 1 and all(moment["step"] == 6 for moment in moments.values())
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_a_dead_run_stops_with_the_step_saved_and_replay_reproduces_it(run, monkeypatch):
