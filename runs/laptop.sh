@@ -9,9 +9,9 @@
 #   --episodes N         of each evaluation, on seeds that no demonstration has (default: 50)
 #   section.key=value    overrides the recipe, for instance training.num_epochs=4
 #
-# An hour and more on 2 cores without bfloat16 instructions, less than 4 GB of memory. What is complete is kept: after
-# an interruption the same command continues, and once all is done it only shows where the report is. $ROBOFACTORY_HOME
-# moves all it writes elsewhere.
+# About 40 minutes on 2 cores with bfloat16 instructions, an hour and more without; less than 4 GB of memory. What is
+# complete is kept: after an interruption the same command continues, and once all is done it only shows where the report
+# is. $ROBOFACTORY_HOME moves all it writes elsewhere.
 
 set -euo pipefail
 # shellcheck source=setup.sh
