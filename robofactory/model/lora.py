@@ -74,8 +74,7 @@ def quantize_language_layers(model: OpenVLA, device: torch.device | str) -> None
 
 
 def choose_trained(model: OpenVLA, m: ModelConfig) -> None:
-    """Prepare freshly loaded weights for what the recipe trains of them, and the format that it computes in."""
-    model.in_float32 = m.torch_dtype == "float32"
+    """Prepare freshly loaded weights for what the recipe trains of them."""
     if m.use_lora:
         train_adapters(model, m.lora_rank, m.lora_alpha, m.lora_dropout, m.lora_vision)
     _keep_trained_in_float32(model)  # without adapters: full fine-tuning, of all that is used

@@ -111,7 +111,7 @@ def load_openvla(
         raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(sorted(problems))}")
     model.load_state_dict(tensors, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
-    model.base_fingerprint = fingerprint(directory)
+    model.base_fingerprint, model.in_float32 = fingerprint(directory), dtype == torch.float32
     return model.eval()
 
 
