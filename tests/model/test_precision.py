@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from robofactory.config import ArchitectureConfig, LanguageConfig, ModelConfig, RecipeConfig, TowerConfig
+from robofactory.model.lora import load_untrained
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 from robofactory.model.precision import autocast, computes_bfloat16
+from tests.published import write_published
 
 TOWER = TowerConfig(embed_dim=16, depth=2, num_heads=1)
 SIZES = ArchitectureConfig(28, TOWER, TOWER, LanguageConfig(16, 16, 1, 1))
@@ -41,7 +43,7 @@ def test_bfloat16_weights_are_computed_with_anywhere(monkeypatch, model):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_recipe_says_what_is_computed_in(monkeypatch, dtype):
+def test_the_recipe_says_what_a_model_from_scratch_computes_in(monkeypatch, dtype):
     """`model.torch_dtype=float32` was ignored by models from scratch, and overruled by autocast on a GPU."""
     from robofactory import checkpoint
     from robofactory.codec.codec import Codec
@@ -57,3 +59,10 @@ def test_the_recipe_says_what_is_computed_in(monkeypatch, dtype):
 
 def test_gpus_compute_in_bfloat16():
     assert computes_bfloat16("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_recipe_says_what_published_weights_compute_in(monkeypatch, tmp_path, dtype):
+    capabilities(monkeypatch, amx_bf16=True)
+    model = load_untrained(ModelConfig(torch_dtype=dtype), write_published(tmp_path / "openvla"), proprio_dim=None)
+    assert computes_in(model) == getattr(torch, dtype)
