@@ -132,7 +132,10 @@ def _save(
         save_adapter_config(model, recipe.model.model_name, temporary)
     codec.save(temporary)
     (temporary / CONFIG).write_text(to_yaml(recipe))
-    torch.save(state, temporary / STATE)
+    try:
+        torch.save(state, temporary / STATE)
+    except RuntimeError as error:  # how it tells of a full disk
+        raise OSError(f"{STATE} could not be written whole; is the disk full?") from error
     write_manifest(temporary, update=state["update"], keep=keep)
     if final.exists():  # the same epoch again, when a run goes on that had ended in the middle of it
         os.rename(final, old)

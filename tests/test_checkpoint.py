@@ -76,11 +76,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(parts, tmp_path, monkeypatch
     model, codec, recipe = parts
     checkpoint.save(tmp_path, "epoch_1", model, codec, recipe, STATE)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(UserError, match=r"cannot save .*epoch_2 .*No space left"):
+    save = torch.save
+    monkeypatch.setattr(checkpoint.torch, "save", lambda state, _: save(state, "/dev/full"))
+    with pytest.raises(UserError, match=r"cannot save .*epoch_2 .*is the disk full\?"):
         checkpoint.save(tmp_path, "epoch_2", model, codec, recipe, STATE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_1", "latest"]
     assert (tmp_path / "latest").resolve().name == "epoch_1"
