@@ -22,5 +22,9 @@ run ruff check
 run ruff format --check
 run pyright
 export OMP_NUM_THREADS=1 # two tests at a time on two cores
-run pytest -n 2 "${options[@]}" # pyproject.toml leaves the slow ones out
-if ((with_slow)); then run pytest -m slow -n 2 --dist loadfile "${options[@]}"; fi # the pipeline's own in their order
+if ((with_slow)); then # the tests of a file in their order, and first the file that takes longest
+    ((${#options[@]})) || options=(tests/test_pipeline.py tests)
+    run pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder "${options[@]}"
+else
+    run pytest -n 2 "${options[@]}" # pyproject.toml leaves the slow ones out
+fi
