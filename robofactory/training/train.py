@@ -29,6 +29,7 @@ LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="robofactory train",
+        allow_abbrev=False,  # the processes of --all_agents would not know the short form
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
