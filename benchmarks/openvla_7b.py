@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from robofactory.config import UserError, run_command
@@ -23,8 +24,8 @@ def main() -> None:
         description=__doc__,
         epilog="""\
 examples:
-  python benchmarks/openvla_7b.py /tmp/openvla
-  python benchmarks/openvla_7b.py /dev/shm/openvla --no_merge dataloader.batch_size=8 model.quantize=nf4""",
+  python benchmarks/openvla_7b.py my/random_7b
+  python benchmarks/openvla_7b.py my/random_7b --no_merge dataloader.batch_size=8 model.quantize=nf4""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", type=Path, help="to write into: 16 GB of weights, 2 GB of checkpoints, 15 GB merged; those that are there are used again")  # fmt: skip
@@ -35,7 +36,7 @@ examples:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("there is no CUDA GPU; python -m robofactory.training.memory predicts the memory without one")
+        raise UserError("there is no CUDA GPU; robofactory memory predicts the memory without one")
     weights = arguments.directory / "weights"
     os.environ |= {"ROBOFACTORY_HOME": str(arguments.directory), "WANDB_MODE": "disabled"}
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}", flush=True)
@@ -62,7 +63,7 @@ examples:
         timed("merging", lambda: run("robofactory.export.merge", str(checkpoint), str(arguments.directory / "merged")))
 
 
-def timed(title: str, work) -> None:
+def timed(title: str, work: Callable[[], None]) -> None:
     started = time.perf_counter()
     work()
     print(f"== {title}: {time.perf_counter() - started:.0f} s", flush=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from robofactory.config import UserError
 from robofactory.evaluation.page import page
 from robofactory.evaluation.pairs import not_the_same, other_layouts, pair_up
-from robofactory.evaluation.results import SUMMARY, Evaluation, load, write_atomically
+from robofactory.evaluation.results import SUMMARY, Evaluation, load
 from robofactory.evaluation.wording import number, rate_in_words, seeds_in_words
+from robofactory.files import write_atomically
 
 COLOURS = ("#2f6bdf", "#15a06a", "#e08a2c", "#8a5cd6", "#12a5bd")  # of the lines, again from the first after these
 

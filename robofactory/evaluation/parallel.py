@@ -88,8 +88,8 @@ class Lockstep:
                 answers = yield turn
                 for row, episode in going.items():
                     actions[row] = episode.act(None, answers[row])
-                by_agent = enumerate(zip(*actions, strict=True))
-                info = self.env.step({f"panda-{agent}": np.stack(rows) for agent, rows in by_agent})[-1]  # [b, 8] each
+                by_agent = [np.stack(rows) for rows in zip(*actions, strict=True)]  # [b, 8] each
+                info = self.env.step(dict(zip(table.agent_names, by_agent, strict=True)))[-1]
                 infos = of_each(info, self.num_rows)
                 for row, episode in going.items():
                     episode.see(infos[row])

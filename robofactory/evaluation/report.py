@@ -10,8 +10,9 @@ from typing import Any
 
 from robofactory.evaluation import checkpoints_report, looking_report, paired_report
 from robofactory.evaluation.page import page
-from robofactory.evaluation.results import SUMMARY, EpisodeResult, Evaluation, load, write_atomically
+from robofactory.evaluation.results import SUMMARY, EpisodeResult, Evaluation, load
 from robofactory.evaluation.wording import interval_in_words, number, rate_in_words, seeds_in_words, table_html
+from robofactory.files import write_atomically
 
 MAX_POINTS = 300  # of a curve; more are averaged in groups
 PANELS = {  # of a run's metrics.jsonl: title -> names of the curves

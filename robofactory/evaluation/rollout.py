@@ -83,7 +83,7 @@ class Rollout:
                 actions = expert.act() if len(self.plan.learned) < self.plan.scene.num_agents else None
                 answer = (yield observations) if self.plan.learned else None
                 actions = episode.act(actions, answer)
-                info = env.step({f"panda-{agent}": action for agent, action in enumerate(actions)})[-1]
+                info = env.step(dict(zip(env.unwrapped.agent_names, actions, strict=True)))[-1]
                 episode.see(of_each(info, 1)[0])
 
 
