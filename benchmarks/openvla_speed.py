@@ -6,8 +6,10 @@ the fastest of each: on a CPU its own time, so that ratios hold on a busy machin
 robofactory.training.footprint, with the attention of a GPU; on a GPU it is measured as well. The floor is the time that
 the counted operations take at the rate of one large matrix product, measured in the same run.
 
-training   straightforward: adapters and gradients in the vision towers too, logits at every position, in float32
-           ours: frozen towers without gradients, logits at action positions. No layer is recomputed in either
+training   libraries: transformers' Llama, timm's towers (a view at a time) and peft's adapters at every linear layer, all
+           as they come; logits and loss at every position
+           all positions: the same on our layers, with adapters in language layers and towers
+           ours: frozen towers without gradients, logits at action positions. No layer is recomputed in any of them
 actions    whole sequence: everything is computed again for each token
            transformers: its own generate() with its own key-value cache, each view through the towers on its own
            ours: robofactory.model.openvla.generate, with no draft and with the right one
@@ -91,17 +93,20 @@ examples:
 def benchmark_training(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch.dtype", rate: float) -> None:
 
     batch = random_batch(sizes, arguments.batch_size, arguments.views)
-    losses = {"straightforward": loss_over_all_positions, "ours": lambda model, batch: model(batch)[0]}
-    models = {name: build(sizes, dtype, adapters_in_towers=name != "ours") for name in losses}
-    steps = {name: training_step(models[name], batch, loss, dtype) for name, loss in losses.items()}
-    memory = {name: bytes_above_weights(sizes, arguments, dtype, name != "ours", loss) for name, loss in losses.items()}
+    variants: dict[str, tuple[Callable[[], OpenVLA], Callable[..., Tensor]]] = {
+        "libraries": (lambda: build_from_libraries(sizes, dtype), loss_of_libraries),
+        "all positions": (lambda: build(sizes, dtype, adapters_in_towers=True), loss_over_all_positions),
+        "ours": (lambda: build(sizes, dtype), lambda model, batch: model(batch)[0]),
+    }
+    steps = {name: training_step(make(), batch, loss, dtype) for name, (make, loss) in variants.items()}
+    memory = {name: bytes_above_weights(sizes, arguments, dtype, *variant) for name, variant in variants.items()}
     seconds, flops = take_turns(steps, arguments.repetitions)
     print(f"\n{'training step':<24}{'samples/s':>11}{'ratio':>8}{'GB above weights':>18}{'ratio':>8}{'GFLOP':>9}{'of the floor':>14}")  # fmt: skip
     for name in steps:
         floor = flops[name] / rate
         print(
-            f"{name:<24}{arguments.batch_size / seconds[name]:>11.3f}{seconds['straightforward'] / seconds[name]:>8.2f}"
-            f"{memory[name] / 1e9:>18.2f}{memory[name] / memory['straightforward']:>8.2f}{flops[name] / 1e9:>9.0f}"
+            f"{name:<24}{arguments.batch_size / seconds[name]:>11.3f}{seconds['libraries'] / seconds[name]:>8.2f}"
+            f"{memory[name] / 1e9:>18.2f}{memory[name] / memory['libraries']:>8.2f}{flops[name] / 1e9:>9.0f}"
             f"{seconds[name] / floor:>13.2f}x"
         )
     if arguments.device == "cuda":
@@ -119,6 +124,24 @@ def measured_above_weights(step: Callable[[], None]) -> int:
     before = torch.cuda.memory_allocated()
     step()
     return torch.cuda.max_memory_allocated() - before
+
+
+def loss_of_libraries(model: "OpenVLA", batch: "Batch") -> "Tensor":
+    import torch
+
+    assert batch.action_tokens is not None
+    embedded = embed_view_by_view(model, torch.cat([batch.input_ids, batch.action_tokens], dim=1), batch.pixel_values)
+    labels = torch.full(embedded.shape[:2], -100)
+    labels[:, -batch.action_tokens.shape[1] :] = batch.action_tokens
+    return model.language_model(inputs_embeds=embedded, labels=labels).loss
+
+
+def embed_view_by_view(model: "OpenVLA", ids: "Tensor", pixel_values: "Tensor") -> "Tensor":
+    import torch
+
+    visual = [model.projector(model.vision_backbone(view)) for view in pixel_values.split(1, dim=1)]
+    text = model.language_model.model.embed_tokens(ids)
+    return torch.cat([text[:, :1], *visual, text[:, 1:]], dim=1)
 
 
 def loss_over_all_positions(model: "OpenVLA", batch: "Batch") -> "Tensor":
@@ -161,7 +184,7 @@ def bytes_above_weights(
     sizes: Sizes,
     arguments: argparse.Namespace,
     dtype: "torch.dtype",
-    adapters_in_towers: bool,
+    make_model: Callable[[], "OpenVLA"],
     loss: Callable[..., Any],
 ) -> int:
     """The peak of the second step, when the optimizer has its state, without weights and adapters. On fake tensors."""
@@ -171,7 +194,7 @@ def bytes_above_weights(
     from robofactory.training.footprint import Allocations, fill
 
     with torch.device("meta"):
-        model = build(sizes, dtype, adapters_in_towers)
+        model = make_model()
     model.fused_attention = model.vision_backbone.fused_attention = True
     with torch.device("cpu"), FakeTensorMode(), Allocations() as allocations:
         fill(model, allocations)
@@ -242,10 +265,7 @@ def generate_without_cache(model: "OpenVLA", batch: "Batch") -> "Tensor":
 def generate_by_transformers(model: "OpenVLA", llama: Any, batch: "Batch") -> "Tensor":
     import torch
 
-    views = batch.pixel_values.split(1, dim=1)
-    visual = torch.cat([model.projector(model.vision_backbone(view)) for view in views], dim=1)
-    text = llama.model.embed_tokens(batch.input_ids)
-    embedded = torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)
+    embedded = embed_view_by_view(model, batch.input_ids, batch.pixel_values)
     return llama.generate(
         inputs_embeds=embedded,
         attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
@@ -260,9 +280,35 @@ def generate_by_transformers(model: "OpenVLA", llama: Any, batch: "Batch") -> "T
 
 def build(sizes: Sizes, dtype: "torch.dtype", adapters_in_towers: bool = False) -> "OpenVLA":
     """Random weights in the published layout, with the recipe's adapters."""
+    from robofactory.model.lora import choose_trained
+
+    model = build_base(sizes, dtype)
+    choose_trained(model, ModelConfig(lora_vision=adapters_in_towers))
+    return model
+
+
+def build_from_libraries(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
+    """The same sizes, with transformers' own layers and attention, timm's attention, and peft's own adapters."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    model, recipe = build_base(sizes, dtype), ModelConfig()
+    model.language_model = LlamaForCausalLM(model.language_model.config).to(dtype)
+    model.vision_backbone.fused_attention = True
+    model.requires_grad_(False)
+    linears = [name for name, module in model.named_modules() if type(module) is nn.Linear and "lm_head" not in name]
+    config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules=linears)
+    inject_adapter_in_model(config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def build_base(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
     import torch
 
-    from robofactory.model.lora import choose_trained
     from robofactory.model.openvla import build_from_config
     from robofactory.model.weights import OPENVLA_7B
 
@@ -278,9 +324,7 @@ def build(sizes: Sizes, dtype: "torch.dtype", adapters_in_towers: bool = False) 
     }
     torch.manual_seed(0)
     overrides = None if sizes.towers is None else dict.fromkeys(OPENVLA_7B["timm_model_ids"], sizes.towers)
-    model = build_from_config(config, global_token=True, timm_overrides=overrides).to(dtype)
-    choose_trained(model, ModelConfig(lora_vision=adapters_in_towers))
-    return model
+    return build_from_config(config, global_token=True, timm_overrides=overrides).to(dtype)
 
 
 def intermediate_width(sizes: Sizes) -> int:

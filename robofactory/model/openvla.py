@@ -17,6 +17,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from robofactory.config import ArchitectureConfig, UserError
+from robofactory.model.attention import attend, causal_weights, rotary_embedding, rotate
 from robofactory.model.vision import FusedVision, build_tower, build_towers_from_scratch
 from robofactory.shapes import Batch
 
@@ -84,55 +85,6 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor | None,
-    fused: bool,
-    attention_weights: list[Tensor] | None = None,
-) -> Tensor:
-    """Causal attention over [b, heads, n, head_dim]; the queries are the last of the keys' positions.
-
-    visible: Bool [b, n_keys], False on padding; None when there is none.
-    fused: PyTorch's fused kernel; else plain matmuls. In bf16 on a CPU the fused kernel's backward is 3-6 times slower.
-    attention_weights: gets them, [b, heads, n_queries, n_keys]; a fused kernel has none to give.
-    """
-    num_queries, num_keys = query.shape[2], keys.shape[2]
-    if fused and visible is None and num_queries == num_keys:
-        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-    mask = None
-    if num_queries > 1:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(num_keys - num_queries)
-    if visible is not None:
-        mask = visible[:, None, None] if mask is None else mask & visible[:, None, None]  # [b, 1, n_queries, n_keys]
-    if fused:
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # [b, heads, n_queries, n_keys]
-    if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    weights = scores.softmax(dim=-1)
-    if attention_weights is not None:
-        attention_weights.append(weights)
-    return weights.to(values.dtype) @ values
-
-
-def rotary_embedding(positions: Int64[Tensor, "b n"], config: LlamaConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [b, 1, n, head_dim] in float32; the sine's first half is negated, as `rotate` wants it."""
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    theta: float = config.rope_parameters["rope_theta"]  # type: ignore[index, typeddict-item]
-    angles = positions[:, None, :, None] * theta**-exponents  # [b, 1, n, head_dim / 2]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of [b, heads, n, head_dim]."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
-
-
 class LanguageLayer(LlamaDecoderLayer):
     """A Llama layer (its weights and names) that can leave out positions whose output nobody reads."""
 
@@ -146,7 +98,7 @@ class LanguageLayer(LlamaDecoderLayer):
         cache: LayerCache | None = None,
         attention_weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "b k d"]:
-        """The layer's output at the last `num_kept` positions; for `attention_weights` see `attend`."""
+        """The layer's output at the last `num_kept` positions; `attention_weights` gets those of `causal_weights`."""
         attention, (cos, sin) = self.self_attn, rotary
         normed = self.input_layernorm(hidden)
         kept, kept_normed = hidden[:, -num_kept:], normed[:, -num_kept:]
@@ -160,7 +112,9 @@ class LanguageLayer(LlamaDecoderLayer):
         if attention.num_key_value_groups > 1:
             keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
             values = values.repeat_interleave(attention.num_key_value_groups, dim=1)
-        attended = attend(query, keys, values, visible, fused, attention_weights)  # [b, heads, k, head_dim]
+        if attention_weights is not None:
+            attention_weights.append(causal_weights(query, keys, visible))
+        attended = attend(query, keys, values, visible, fused)  # [b, heads, k, head_dim]
         attended = attended.transpose(1, 2).flatten(2)  # [b, k, d]
         kept = kept + attention.o_proj(attended)
         return kept + self.mlp(self.post_attention_layernorm(kept))
@@ -260,7 +214,6 @@ class OpenVLA(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         rotary = cos.to(dtype), sin.to(dtype)
         fused = hidden.is_cuda if self.fused_attention is None else self.fused_attention
-        fused = fused and attention_weights is None
         num_recomputed = len(model.layers) if self.num_recomputed_layers is None else self.num_recomputed_layers
         for index, layer in enumerate(model.layers):
             is_last = index == len(model.layers) - 1

@@ -4,11 +4,14 @@ import re
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from robofactory.config import ModelConfig, UserError, load_recipe
 from robofactory.model.lora import (
+    FastLoraLinear,
     build_untrained,
     count_parameters,
     load_untrained,
@@ -120,14 +123,47 @@ def test_fresh_adapters_change_nothing_and_filled_ones_do(weights: Path, dtype: 
     assert (logits_of(model) - logits_of(base)).abs().max() > 0.05
 
 
-def test_adapters_get_their_inputs_uncopied(weights: Path):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_adapters_keep_no_copy_of_their_inputs(weights: Path, dropout: float):
     """peft would copy every input to the adapters' float32: 13 GiB for the 7B at batch 16 and 3 views."""
-    model, seen = load_untrained(ModelConfig(lora_vision=True), weights, proprio_dim=None), []
-    for name, module in model.named_modules():
-        if name.endswith("lora_A.default"):
-            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
-    logits_of(model)
-    assert len(seen) > 20 and set(seen) == {torch.bfloat16}
+    model = load_untrained(ModelConfig(lora_vision=True, lora_dropout=dropout), weights, proprio_dim=None)
+    num_tokens, kept = 2 * (1 + 2 * 5 + 5 + 7), []
+    layer = model.language_model.model.layers[0].self_attn.q_proj
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with autocast(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(2, num_tokens // 2, layer.in_features, dtype=torch.bfloat16, requires_grad=True))
+    inputs = [tensor for tensor in kept if tensor.numel() == num_tokens * layer.in_features]
+    assert {tensor.dtype for tensor in inputs} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [".q_proj", ".down_proj", "fused_featurizer.blocks.0.mlp.fc1"])
+def test_our_adapted_layer_computes_what_pefts_does(weights: Path, kind: str, dtype: torch.dtype):
+    m = ModelConfig(torch_dtype=str(dtype).removeprefix("torch."), lora_vision=True)
+    model = load_untrained(m, weights, proprio_dim=None)
+    fill_adapters(model)
+    layer = next(module for name, module in model.named_modules() if name.endswith(kind))
+    assert isinstance(layer, FastLoraLinear)
+    x = torch.randn(2, 5, layer.in_features, dtype=dtype, requires_grad=True)
+    trained = [x, *trained_tensors(layer).values()]
+    answers = []
+    for forward in (FastLoraLinear.forward, peft.tuners.lora.Linear.forward):
+        with autocast(model):
+            y = forward(layer, x)
+        answers.append([y, *torch.autograd.grad((y * torch.arange(y.shape[-1])).sum() / y.shape[-1], trained)])
+    assert len(trained) == 3 and answers[0][2].dtype == torch.float32
+    tolerance = {"atol": 0.05, "rtol": 0.03} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-5}
+    torch.testing.assert_close(answers[0], answers[1], **tolerance)
+
+
+def test_a_layer_with_dropout_is_left_to_peft(weights: Path):
+    model = load_untrained(ModelConfig(lora_dropout=0.1), weights, proprio_dim=None)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    assert layers and {type(layer) for layer in layers} == {peft.tuners.lora.Linear}
 
 
 @pytest.mark.parametrize(("lora_vision", "global_token"), [(False, True), (True, True), (True, False)])
