@@ -305,9 +305,15 @@ class Batches:
     def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[Iterator[Stacked]]:
         """The optimizer steps of an epoch, from `first_step` to before `end`; each is this rank's micro-batches."""
         self.order.start(epoch, first_step)
-        batches = iter(self._loader)
+        batches = self._loaded()
         for _ in range(first_step, self.num_steps if end is None else end):
             yield islice(batches, self.order.accumulate)
+
+    def _loaded(self) -> Iterator[Stacked]:
+        try:
+            yield from self._loader
+        except UserError as error:  # a worker's comes with its traceback around the line that it is about
+            raise UserError(str(error).strip().rpartition(f"{UserError.__qualname__}: ")[-1]) from None
 
     def validation(self) -> Iterator[Stacked]:
         """All batches, in order."""

@@ -192,6 +192,18 @@ def test_the_number_of_workers_changes_nothing(splits, num_workers):
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_user_can_mend_is_one_line_wherever_it_comes_up(splits, num_workers, monkeypatch):
+    def fail(*_):
+        raise UserError("cannot read s3://away: gone; check the network")
+
+    frames = both(splits)[0]
+    monkeypatch.setattr(FrameDataset, "__getitem__", fail)
+    with pytest.raises(UserError) as error:
+        next(next(Batches(frames, frame_order(len(frames), 8), num_workers).epoch(0)))
+    assert str(error.value) == "cannot read s3://away: gone; check the network"
+
+
 def test_loading_leaves_the_global_random_numbers_alone(splits):
     """Otherwise dropout after a resume would differ from dropout without."""
     torch.manual_seed(0)
