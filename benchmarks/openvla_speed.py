@@ -1,4 +1,4 @@
-"""The 7B's training step and action prediction against the straightforward ones, at its own size or one for a CPU.
+"""The 7B's training step and action prediction against the libraries as they come, at its own size or one for a CPU.
 
 Three views of 224 px, rank-32 adapters in float32 on a frozen base of random weights. The middle size has two vision
 towers of 12 blocks and width 384, and 8 language layers of width 1024. All variants take turns in one run and times are
@@ -11,7 +11,7 @@ training   libraries: transformers' Llama, timm's towers (a view at a time) and 
            all positions: the same on our layers, with adapters in language layers and towers
            ours: frozen towers without gradients, logits at action positions. No layer is recomputed in any of them
 actions    whole sequence: everything is computed again for each token
-           transformers: its own generate() with its own key-value cache, each view through the towers on its own
+           libraries: transformers' generate() with its key-value cache, timm's towers (a view at a time), no adapters
            ours: robofactory.model.openvla.generate, with no draft and with the right one
 """
 
@@ -91,7 +91,6 @@ examples:
 
 
 def benchmark_training(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch.dtype", rate: float) -> None:
-
     batch = random_batch(sizes, arguments.batch_size, arguments.views)
     variants: dict[str, tuple[Callable[[], OpenVLA], Callable[..., Tensor]]] = {
         "libraries": (lambda: build_from_libraries(sizes, dtype), loss_of_libraries),
@@ -209,22 +208,16 @@ def bytes_above_weights(
 
 def benchmark_actions(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch.dtype", rate: float) -> None:
     import torch
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-    from robofactory.model.lora import merge_adapters
-
-    model = build(sizes, dtype).eval()
-    merge_adapters(model)
-    llama = LlamaForCausalLM(model.language_model.config).to(dtype).eval()
-    llama.load_state_dict(model.language_model.state_dict())
+    ours, theirs = (make(sizes, dtype).eval().requires_grad_(False) for make in (build_base, build_with_library_layers))
     batch = random_batch(sizes, arguments.batch_size, arguments.views)
     with torch.autocast(arguments.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        draft = model.generate(batch, NUM_ACTIONS)
+        draft = ours.generate(batch, NUM_ACTIONS)
     predictions: dict[str, Callable[[], Any]] = {
-        "whole sequence": lambda: generate_without_cache(model, batch),
-        "transformers": lambda: generate_by_transformers(model, llama, batch),
-        "ours, no draft": lambda: model.generate(batch, NUM_ACTIONS),
-        "ours, right draft": lambda: model.generate(batch, NUM_ACTIONS, draft=draft),
+        "whole sequence": lambda: generate_without_cache(ours, batch),
+        "libraries": lambda: generate_by_transformers(theirs, batch),
+        "ours, no draft": lambda: ours.generate(batch, NUM_ACTIONS),
+        "ours, right draft": lambda: ours.generate(batch, NUM_ACTIONS, draft=draft),
     }
 
     def in_precision(predict: Callable[[], Any]) -> Callable[[], None]:
@@ -238,13 +231,13 @@ def benchmark_actions(sizes: Sizes, arguments: argparse.Namespace, dtype: "torch
     seconds, flops = take_turns(runs, arguments.repetitions)
     passes = dict.fromkeys(runs, NUM_ACTIONS)
     for name in list(runs)[2:]:
-        before = model.num_passes
+        before = ours.num_passes
         runs[name]()
-        passes[name] = model.num_passes - before
+        passes[name] = ours.num_passes - before
     print(f"\n{'actions':<24}{'actions/s':>11}{'ratio':>8}{'passes':>8}{'GFLOP':>9}{'of the floor':>14}")
     for name in runs:
         print(
-            f"{name:<24}{arguments.batch_size / seconds[name]:>11.3f}{seconds['transformers'] / seconds[name]:>8.2f}"
+            f"{name:<24}{arguments.batch_size / seconds[name]:>11.3f}{seconds['libraries'] / seconds[name]:>8.2f}"
             f"{passes[name]:>8}{flops[name] / 1e9:>9.0f}{seconds[name] * rate / flops[name]:>13.2f}x"
         )
     print_profile(runs["ours, right draft"], "ours with the right draft, where the time goes")
@@ -262,11 +255,11 @@ def generate_without_cache(model: "OpenVLA", batch: "Batch") -> "Tensor":
     return torch.cat(tokens, dim=1)
 
 
-def generate_by_transformers(model: "OpenVLA", llama: Any, batch: "Batch") -> "Tensor":
+def generate_by_transformers(model: "OpenVLA", batch: "Batch") -> "Tensor":
     import torch
 
     embedded = embed_view_by_view(model, batch.input_ids, batch.pixel_values)
-    return llama.generate(
+    return model.language_model.generate(
         inputs_embeds=embedded,
         attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
         max_new_tokens=NUM_ACTIONS,
@@ -279,7 +272,7 @@ def generate_by_transformers(model: "OpenVLA", llama: Any, batch: "Batch") -> "T
 
 
 def build(sizes: Sizes, dtype: "torch.dtype", adapters_in_towers: bool = False) -> "OpenVLA":
-    """Random weights in the published layout, with the recipe's adapters."""
+    """With the recipe's adapters."""
     from robofactory.model.lora import choose_trained
 
     model = build_base(sizes, dtype)
@@ -288,15 +281,11 @@ def build(sizes: Sizes, dtype: "torch.dtype", adapters_in_towers: bool = False) 
 
 
 def build_from_libraries(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
-    """The same sizes, with transformers' own layers and attention, timm's attention, and peft's own adapters."""
+    """The same sizes out of the libraries' own layers, with peft's own adapters at every linear layer but the head."""
     from peft import LoraConfig, inject_adapter_in_model
     from torch import nn
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-    model, recipe = build_base(sizes, dtype), ModelConfig()
-    model.language_model = LlamaForCausalLM(model.language_model.config).to(dtype)
-    model.vision_backbone.fused_attention = True
-    model.requires_grad_(False)
+    model, recipe = build_with_library_layers(sizes, dtype), ModelConfig()
     linears = [name for name, module in model.named_modules() if type(module) is nn.Linear and "lm_head" not in name]
     config = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules=linears)
     inject_adapter_in_model(config, model)
@@ -306,7 +295,19 @@ def build_from_libraries(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
     return model
 
 
+def build_with_library_layers(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
+    """The same weights in transformers' own language model, and timm's towers with the attention they choose."""
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    model = build_base(sizes, dtype)
+    theirs = LlamaForCausalLM(model.language_model.config).to(dtype)
+    theirs.load_state_dict(model.language_model.state_dict())
+    model.language_model, model.vision_backbone.fused_attention = theirs, True
+    return model
+
+
 def build_base(sizes: Sizes, dtype: "torch.dtype") -> "OpenVLA":
+    """Random weights in the published layout, each time the same."""
     import torch
 
     from robofactory.model.openvla import build_from_config
