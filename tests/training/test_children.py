@@ -10,9 +10,12 @@ import pytest
 
 from robofactory.config import EXIT_STOPPED
 
-PARENT = (
-    "import sys; from robofactory.training import children; children.run([['-c', program] for program in sys.argv[1:]])"
-)
+PARENT = """
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+from robofactory.training import children
+children.run([["-c", program] for program in sys.argv[1:]])
+"""
 # Counts the signals that come within a second, says so, and ends as a training that has saved.
 STOPS = f"""
 import os, signal, time
