@@ -76,10 +76,7 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, keys, values, visible) -> Tensor:
         attended = torch.empty_like(query, dtype=values.dtype, memory_format=torch.contiguous_format)
-        columns = (
-            keys.mT.contiguous().mT
-        )  # in the order that the product wants; else every part would be copied into it
-        parts = []
+        columns, parts = keys.mT.contiguous().mT, []  # laid out as the product wants them, once and not for every part
         for start, end, seen in _spans(query, keys):
             visible_here = None if visible is None else visible[:, :seen]
             weights = causal_weights(query[:, :, start:end], columns[:, :, :seen], visible_here).to(values.dtype)

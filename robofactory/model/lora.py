@@ -61,19 +61,24 @@ def quantize_language_layers(model: OpenVLA, device: torch.device | str) -> None
         from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[import-not-found]
     except ImportError:
         raise UserError(f"model.quantize=nf4 needs bitsandbytes: pip install bitsandbytes, or {without}") from None
-    for name, linear in list(model.language_model.named_modules()):
-        if name.endswith(LANGUAGE_LINEARS) and isinstance(linear, nn.Linear):
-            bits = Linear4bit(
-                linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype, device="meta"
-            )
-            bits.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=bits)
-            model.language_model.set_submodule(name, bits)
+    for name, linear in language_linears(model).items():
+        bits = Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype, device="meta"
+        )
+        bits.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=bits)
+        model.language_model.set_submodule(name, bits)
     try:
         model.to(device)  # the matrices are quantized on the way
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"model.quantize=nf4: bitsandbytes cannot do it on {device} ({reason}); {without}") from None
     model.language_model.is_loaded_in_4bit = True  # type: ignore  # peft looks here
+
+
+def language_linears(model: OpenVLA) -> dict[str, nn.Linear]:
+    """The matrices of the language layers, by their names in the language model."""
+    modules = model.language_model.named_modules()
+    return {name: each for name, each in modules if name.endswith(LANGUAGE_LINEARS) and isinstance(each, nn.Linear)}
 
 
 def choose_trained(model: OpenVLA, m: ModelConfig) -> None:

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from robofactory.codec.prompt import Prompt
 from robofactory.config import RecipeConfig, UserError
-from robofactory.model.lora import build_untrained
-from robofactory.model.openvla import OpenVLA, build_from_scratch
+from robofactory.model.lora import choose_trained, language_linears
+from robofactory.model.openvla import OpenVLA, build_from_config, build_from_scratch
 from robofactory.model.weights import published_config
 from robofactory.shapes import Batch
 from robofactory.training.optim import make_optimizer
@@ -125,8 +125,8 @@ class Footprint:
 
 
 def is_predictable(recipe: RecipeConfig) -> bool:
-    """Whether every process has all weights, as they are published: neither in parts nor in 4 bits."""
-    return recipe.model.quantize is None and recipe.training.parallel == "ddp"
+    """Whether every process has all weights."""
+    return recipe.training.parallel == "ddp"
 
 
 def predict(
@@ -137,11 +137,10 @@ def predict(
     Args:
         text_tokens: of the prompt, BOS included.
     Raises:
-        UserError: the recipe's model is not known here, its base is quantized, or it is in parts.
+        UserError: the recipe's model is not known here, or it is in parts.
     """
     if not is_predictable(recipe):
-        m, t = recipe.model, recipe.training
-        raise UserError(f"model.quantize={m.quantize} training.parallel={t.parallel}: memory is predicted for whole, unquantized weights only; leave both out")  # fmt: skip
+        raise UserError(f"training.parallel={recipe.training.parallel}: memory is predicted for whole weights only; leave it out")  # fmt: skip
     model = build_on_meta(recipe, proprio_dim)
     layers, recomputed = len(model.language_model.model.layers), recipe.training.num_recomputed_layers
     with FakeTensorMode():
@@ -162,10 +161,41 @@ def predict(
 def build_on_meta(recipe: RecipeConfig, proprio_dim: int = STATE_DIM) -> OpenVLA:
     """The recipe's model, with what it trains, without data."""
     m, num_proprio = recipe.model, proprio_dim if recipe.model.use_proprio else None
-    if m.architecture is None:
-        return build_untrained(m, published_config(m.model_name), num_proprio)
     with torch.device("meta"):
-        return build_from_scratch(m.architecture, Prompt.tiny().vocab_size, num_proprio, m.global_token)
+        if m.architecture is not None:
+            return build_from_scratch(m.architecture, Prompt.tiny().vocab_size, num_proprio, m.global_token)
+        model = build_from_config(published_config(m.model_name), m.global_token, num_proprio)
+        model.to(getattr(torch, m.torch_dtype))
+        if m.quantize is not None:
+            for name, linear in language_linears(model).items():
+                model.language_model.set_submodule(name, LinearIn4Bits(linear))
+        choose_trained(model, m)
+    return model
+
+
+class LinearIn4Bits(nn.Linear):
+    """What bitsandbytes' NF4 layer takes, and computes nothing: half a byte a weight and one more for each 64 of them,
+    and for the time of a product, there and back, the whole matrix."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        num_weights = linear.weight.numel()
+        self.weight = nn.Parameter(torch.empty(num_weights // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("scales", torch.empty(num_weights // 64, dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return ProductWithoutData.apply(x, self.out_features)
+
+
+class ProductWithoutData(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, out_features) -> Tensor:
+        ctx.shape = out_features, x.shape[-1]
+        return nn.functional.linear(x, x.new_zeros(ctx.shape))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return grads[0] @ grads[0].new_zeros(ctx.shape), None
 
 
 def count_step(

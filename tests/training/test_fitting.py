@@ -65,9 +65,9 @@ def test_out_of_memory_is_one_line_with_settings_that_fit_the_card(run, small_gp
 
 def test_without_a_prediction_any_batch_is_made_smaller_at_the_same_steps(monkeypatch):
     """Half of 9 is 4, and twice that is no 9."""
-    recipe = load_recipe("robot_openvla", ["model.quantize=nf4", "dataloader.batch_size=9"])
+    recipe = load_recipe("robot_openvla", ["training.parallel=fsdp", "dataloader.batch_size=9"])
     assert settings_in(explained(recipe)) == ["dataloader.batch_size=3", "training.gradient_accumulate_every=3"]
-    recipe = load_recipe("robot_openvla", ["model.quantize=nf4", "dataloader.batch_size=16"])
+    recipe = load_recipe("robot_openvla", ["training.parallel=fsdp", "dataloader.batch_size=16"])
     assert settings_in(explained(recipe)) == ["dataloader.batch_size=8", "training.gradient_accumulate_every=2"]
 
 

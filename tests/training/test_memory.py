@@ -1,13 +1,24 @@
 """The prediction of peak memory: exact where a real step can be counted, and what it says of the 7B."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from robofactory.config import UserError, load_recipe
+from robofactory.model.lora import load_untrained
 from robofactory.training import memory, proposal
-from robofactory.training.footprint import PARTS, Allocations, build_on_meta, count_step, predict
+from robofactory.training.footprint import (
+    PARTS,
+    STATE_DIM,
+    Allocations,
+    build_on_meta,
+    count_step,
+    empty_batch,
+    predict,
+    take_step,
+)
 from tests.published import write_published
 from tests.training.conftest import SMALL
 
@@ -145,7 +156,31 @@ def test_the_command_prints_every_part_and_a_proposal(published, monkeypatch, ca
     assert "dataloader.batch_size=16 training.gradient_accumulate_every=1 training.num_recomputed_layers=0" in text
 
 
-@pytest.mark.parametrize("override", ["model.quantize=nf4", "training.parallel=fsdp"])
-def test_weights_that_are_not_whole_are_refused_rather_than_guessed(override):
-    with pytest.raises(UserError, match=override):
-        predict(load_recipe("robot_openvla", [override]))
+def test_weights_that_are_not_whole_are_refused_rather_than_guessed():
+    with pytest.raises(UserError, match=r"training\.parallel=fsdp"):
+        predict(load_recipe("robot_openvla", ["training.parallel=fsdp"]))
+
+
+def test_a_base_in_4_bits_leaves_room_for_the_batch_on_a_card_of_24_gb():
+    footprint = predict(load_recipe("robot_openvla", ["model.quantize=nf4"]))
+    in_4_bits = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    expected = 2 * (7_541_237_184 - in_4_bits) + in_4_bits * (1 / 2 + 1 / 64)
+    assert footprint.at_peak["weights"] == pytest.approx(expected, rel=1e-4)
+    assert footprint.at_peak["adapters"] == 4 * 79_953_920
+    assert proposal.needed_gb(footprint.peak_gb) < 24.0
+
+
+def test_a_step_in_4_bits_is_predicted_as_bitsandbytes_takes_it(published):
+    pytest.importorskip("bitsandbytes")
+    recipe = fine_tuned(published, "model.quantize=nf4")
+    model, real = load_untrained(recipe.model, Path(published), proprio_dim=None), Allocations()
+    model.num_recomputed_layers = recipe.training.num_recomputed_layers
+    model.fused_attention = model.vision_backbone.fused_attention = True
+    for tensor in [*model.parameters(), *model.buffers()]:
+        real.add(tensor, "adapters" if tensor.requires_grad else "weights")
+    with real:
+        with real.labelled("batch"):
+            batch = empty_batch(model, recipe, TEXT_TOKENS, STATE_DIM, STATE_DIM)
+        take_step(model, batch, recipe, real)
+    fake = predict(recipe, TEXT_TOKENS)
+    assert fake.at_peak["activations"] + fake.at_peak["logits"] == pytest.approx(real.at_peak["activations"], rel=0.02)
