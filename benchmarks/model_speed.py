@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from robofactory.config import ArchitectureConfig, load_recipe, run_command
+from robofactory.config import ArchitectureConfig, load_recipe
+from robofactory.errors import run_command
 
 if TYPE_CHECKING:
     from robofactory.model.openvla import OpenVLA

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from robofactory.config import UserError, run_command
+from robofactory.errors import UserError, run_command
 from robofactory.paths import dataset_dir, run_dir
 
 TASK, AGENT, NUM_EPISODES, LENGTH = "LiftBarrier-rf", 0, 6, 60

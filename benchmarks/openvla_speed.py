@@ -23,7 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robofactory.config import ModelConfig, UserError, run_command
+from robofactory.config import ModelConfig
+from robofactory.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.small_runs import differences, everything, home, start_in_processes
-from robofactory.config import EXIT_STOPPED
+from robofactory.errors import EXIT_STOPPED
 from robofactory.training import distributed
 
 # name: (processes, overrides, stopped during this optimizer step and micro-batch)

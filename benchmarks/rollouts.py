@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robofactory.config import SceneConfig, load_task_scene, run_command, with_look
+from robofactory.config import SceneConfig, load_task_scene, with_look
+from robofactory.errors import run_command
 from robofactory.evaluation.rollout import Answer, Plan, Rollout
 from robofactory.evaluation.workers import NUM_GROUPS, play_episodes
 from robofactory.paths import find_checkpoints

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from robofactory import checkpoint
-from robofactory.config import load_recipe, load_scene, run_command, scene_file, to_yaml
+from robofactory.config import load_recipe, load_scene, scene_file, to_yaml
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
+from robofactory.errors import run_command
 from robofactory.paths import dataset_dir, run_dir
 from robofactory.training.log import Log
 from robofactory.training.train import train

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from robofactory.config import did_you_mean
+from robofactory.errors import did_you_mean
 
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from robofactory.codec.codec import Codec
-from robofactory.config import RecipeConfig, UserError, from_yaml, to_yaml
+from robofactory.config import RecipeConfig, from_yaml, to_yaml
+from robofactory.errors import UserError
 from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors, twin
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 from robofactory.paths import MANIFEST, find_weights

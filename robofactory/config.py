@@ -6,54 +6,19 @@ alone at the top, so that `--help` answers on a machine where nothing is install
 """
 
 import dataclasses
-import difflib
-import errno
 import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+from robofactory.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs"
 
 FIRST_EVALUATION_SEED = 10_000  # demonstrations are recorded with lower ones, so that no policy is judged on them
 SEEDS_A_ROUND = 500  # of relabelling, so that each round has layouts of its own
-
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
-
-
-class UserError(ValueError):
-    """Something the user can fix. The message is one line that says what is wrong and what to do."""
-
-
-def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
-    """For the end of a line that refuses a word: the known one that is most like it, if any is.
-
-    Args:
-        before: goes in front of that.
-    """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {before + close[0]!r}?)" if close else ""
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
-    try:
-        main()
-    except (UserError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
-        if error.filename is None and not is_full:
-            raise
-        print(f"error: {error.strerror}: {error.filename or home()}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)
-        sys.exit(130)
 
 
 # ---------------------------------------------------------------------------------------------------------- recipe

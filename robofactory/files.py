@@ -1,11 +1,21 @@
-"""Files appear whole or not at all."""
+"""Files on disk: they appear whole, stay in their directory, are regular, and have one writer at a time."""
 
+import contextlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import SoftFileLock, Timeout
+
+from robofactory.errors import UserError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LOCK_SECONDS = 3.0  # a lock without a readable owner was cut off while it was written: stale after 2 s
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """After this the file is there and on the disk; if it fails, what was there before is untouched.
+    """Write a file, text as UTF-8; if that fails, what was there before is untouched.
 
     Raises:
         OSError: as the file system says, e.g. ENOSPC; no half file remains.
@@ -24,3 +34,107 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+# --------------------------------------------------------------------------------------------------- what others wrote
+
+
+def require_regular(path: Path, advice: str = "") -> Path:
+    """The path itself, once it is known to be a file with content of its own.
+
+    Args:
+        advice: ends the message, for instance "download it again".
+    Raises:
+        UserError: it is missing, a directory, a FIFO, a device, or a Git LFS pointer.
+    """
+    end = f"; {advice}" if advice else ""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        raise UserError(f"{path} is missing{end}") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is no regular file{end}")
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path} is a Git LFS pointer, its content is not here: run git lfs pull")
+    return path
+
+
+def inside(directory: Path, name: str, source: Path | str, advice: str = "") -> Path:
+    """The regular file that a text found in a file names, below the directory that the text belongs to.
+
+    Links may lead anywhere below that directory. In a snapshot of the hub's cache they lead into `blobs` beside it.
+
+    Args:
+        source: the file that names it, for the message.
+    Raises:
+        UserError: it is absolute, leads out of the directory, or is no regular file (see `require_regular`).
+    """
+    root = directory.resolve()
+    is_snapshot = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
+    allowed = [root, root.parent.parent / "blobs"] if is_snapshot else [root]
+    parts = Path(name).parts
+    path = directory / name
+    try:
+        leads_out = ".." in parts or not any(path.resolve().is_relative_to(each) for each in allowed)
+    except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
+        leads_out = True
+    if leads_out or not parts:
+        raise UserError(f"{source} names {name!r}, which is not below {directory}; it is refused")
+    return require_regular(path, advice)
+
+
+def read_text(path: Path, max_bytes: int, advice: str = "") -> str:
+    """A regular file's UTF-8 text, without a byte order mark.
+
+    Raises:
+        UserError: as `require_regular`; it is larger than `max_bytes`, or not UTF-8.
+    """
+    require_regular(path, advice)
+    end = f"; {advice}" if advice else ""
+    if (size := path.stat().st_size) > max_bytes:
+        raise UserError(f"{path} has {size:,} bytes, more than the {max_bytes:,} that such a file may have{end}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}){end}") from None
+
+
+# ------------------------------------------------------------------------------------------------ one writer at a time
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Hold a directory for writing; what a killed process of this machine held is free again.
+
+    The lock is a file beside the directory, `.{name}.lock`, with the owner's process and machine in it.
+
+    Raises:
+        UserError: another process holds it; the line says which.
+    """
+    path = directory.parent / f".{directory.name}.lock"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = SoftFileLock(path, timeout=0.0)
+    try:
+        lock.acquire()
+    except Timeout:
+        if lock.pid is None:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=LOCK_SECONDS)
+        if not lock.is_locked:
+            raise UserError(_held(directory, path, lock.pid)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _held(directory: Path, path: Path, pid: int | None) -> str:
+    try:
+        host = path.read_text(encoding="utf-8").splitlines()[1]
+    except (OSError, IndexError):
+        host = "another machine"
+    return (
+        f"{directory} is being written by process {pid or '?'} on {host}; wait for it or stop it "
+        f"(if it no longer exists, delete {path})"
+    )

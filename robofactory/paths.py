@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from robofactory.config import UserError, home
+from robofactory.config import home
+from robofactory.errors import UserError
 
 MANIFEST = "manifest.json"  # of a checkpoint: a directory without it is none
 

@@ -11,7 +11,8 @@ import torch
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
 from robofactory.codec.statistics import DatasetStatistics
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
+from robofactory.errors import UserError
 from robofactory.paths import find_checkpoint
 from robofactory.policy import Policy
 from robofactory.shapes import Observation

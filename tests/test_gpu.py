@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import small_runs
-from robofactory.config import EXIT_STOPPED, ArchitectureConfig, LanguageConfig, ModelConfig, TowerConfig
+from robofactory.config import ArchitectureConfig, LanguageConfig, ModelConfig, TowerConfig
+from robofactory.errors import EXIT_STOPPED
 from robofactory.model.lora import load_untrained, trained_tensors
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 from robofactory.model.precision import autocast

@@ -21,7 +21,8 @@ from robofactory.codec.action_tokens import ActionTokens
 from robofactory.codec.images import ImagePipeline, normalize
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import DatasetStatistics, Statistics, require_alike
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig
+from robofactory.errors import UserError
 from robofactory.files import write_atomically
 from robofactory.paths import find_weights
 from robofactory.shapes import Batch, Observation

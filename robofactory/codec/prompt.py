@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from robofactory.codec.sentencepiece import read_sentencepiece
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"  # Source: OpenVLA, PurePromptBuilder
 TINY_TOKENIZER = Path(__file__).with_name("tiny_tokenizer.json")

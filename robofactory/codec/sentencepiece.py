@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 SPACE = "\u2581"  # stands for a space in the pieces
 NORMAL = 1  # kind of a piece that text is made of; others are special, unused or stand for single bytes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 METHODS = ("mean_std", "q01_q99", "min_max")
 SMALLEST_SPAN = 0.2  # of a dimension that passes through: 25 of the 256 bins, where a gripper in metres would have 5

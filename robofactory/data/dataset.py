@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from robofactory.codec.codec import Codec, Example, Stacked
 from robofactory.codec.statistics import DatasetStatistics, Statistics, grippers
-from robofactory.config import RecipeConfig, SceneConfig, UserError, from_yaml, home, look_of
+from robofactory.config import RecipeConfig, SceneConfig, from_yaml, home, look_of
 from robofactory.data.episodes import DatasetReader
 from robofactory.data.order import FrameKey, FrameOrder, InOrder, Mixture, Passes, generator
 from robofactory.data.streaming import StreamedReader
+from robofactory.errors import UserError
 from robofactory.shapes import Action, Batch, Observation
 
 # Generation caches keys and values: of the 7B 0.4 GB a sample. At its training batch of 16 that took 2.5 GB more than a

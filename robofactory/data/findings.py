@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robofactory.config import UserError, did_you_mean
 from robofactory.data.pictures import ViewFacts
 from robofactory.data.survey import SKETCH_ROWS, Survey, survey
+from robofactory.errors import UserError, did_you_mean
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from robofactory.config import UserError, run_command
+from robofactory.errors import UserError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Shaped
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 FILES_PER_CHUNK = 1000
 RECORD_AGAIN = "delete it, if it is there, and record again"

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 Count = TypeVar("Count", int, np.ndarray)
 

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import describe, read_episode, read_pictures, require_views
+from robofactory.errors import UserError
 from robofactory.files import write_atomically
 from robofactory.shapes import Action, Observation
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from robofactory.codec.statistics import METHODS, Statistics, grippers
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetDescription, read_finished
 from robofactory.data.pictures import Pictures, look, small
+from robofactory.errors import UserError
 
 SAMPLE_FRAMES = 200_000  # whose numbers are kept for quantiles and histograms: all of them up to this many
 FRAMES_AN_EPISODE = 8  # whose pictures are decoded, spread evenly

@@ -23,16 +23,15 @@ from robofactory.config import (
     DataConfig,
     RecipeConfig,
     SceneConfig,
-    UserError,
     from_yaml,
     load_recipe,
     load_task_scene,
     of_round,
     overridden,
-    run_command,
     to_yaml,
     with_pictures,
 )
+from robofactory.errors import UserError, run_command
 from robofactory.paths import dataset_dir, find_checkpoints, find_data_num, relabelled_dir
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from robofactory.config import CameraConfig, LightingConfig, SceneConfig, UserError, did_you_mean
+from robofactory.config import CameraConfig, LightingConfig, SceneConfig
+from robofactory.errors import UserError, did_you_mean
 from robofactory.shapes import Action, Observation, gripper_command
 
 STREAM = 2  # keeps these draws apart from the layout's, which come from the same seed

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.page import page
 from robofactory.evaluation.pairs import not_the_same, other_layouts, pair_up
 from robofactory.evaluation.results import SUMMARY, Evaluation, load

@@ -16,16 +16,15 @@ from typing import Any
 
 from robofactory.config import (
     SceneConfig,
-    UserError,
     choose_device,
     load_task_scene,
     look_differences,
     overridden,
     require_agent,
-    run_command,
     to_yaml,
     with_look,
 )
+from robofactory.errors import UserError, run_command
 from robofactory.paths import expert_results_dir, find_checkpoints, results_dir
 
 EXPERT = "expert"

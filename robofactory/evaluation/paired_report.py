@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.ablations import ABLATIONS
 from robofactory.evaluation.pairs import Pairs, is_ablation_of, pair_up
 from robofactory.evaluation.results import SUMMARY, Evaluation, load

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from robofactory.config import LOOK, UserError
+from robofactory.config import LOOK
+from robofactory.errors import UserError
 from robofactory.evaluation.results import Z_95, Evaluation
 from robofactory.evaluation.wording import seeds_in_words
 

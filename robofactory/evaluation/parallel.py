@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.ablations import KINDS, Ablation
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 from robofactory.evaluation.rollout import Answer, Episode, Plan, of_each, states_of

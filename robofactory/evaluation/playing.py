@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation import parallel, workers
 from robofactory.evaluation.results import SUCCESS, SUMMARY, VIDEOS, EpisodeResult, Evaluation, Protocol, load, save
 from robofactory.evaluation.rollout import Plan, Rollout, video_name

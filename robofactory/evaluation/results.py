@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE, UserError
+from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE
+from robofactory.errors import UserError
 from robofactory.evaluation.failures import STAGES
 from robofactory.files import write_atomically
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 
 if TYPE_CHECKING:

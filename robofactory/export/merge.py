@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robofactory.config import UserError, choose_device, home, run_command
+from robofactory.config import choose_device, home
+from robofactory.errors import UserError, run_command
 from robofactory.paths import find_weights
 
 if TYPE_CHECKING:

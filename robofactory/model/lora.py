@@ -18,7 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from robofactory.config import ModelConfig, UserError
+from robofactory.config import ModelConfig
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA, build_from_config
 from robofactory.model.weights import load_openvla
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
-from robofactory.config import ArchitectureConfig, UserError
+from robofactory.config import ArchitectureConfig
+from robofactory.errors import UserError
 from robofactory.model.attention import attend, causal_weights, rotary_embedding, rotate
 from robofactory.model.vision import FusedVision, build_tower, build_towers_from_scratch
 from robofactory.shapes import Batch

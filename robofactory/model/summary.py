@@ -2,7 +2,8 @@
 
 import argparse
 
-from robofactory.config import RecipeConfig, UserError, load_recipe, run_command
+from robofactory.config import RecipeConfig, load_recipe
+from robofactory.errors import UserError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 from robofactory.paths import find_weights
 

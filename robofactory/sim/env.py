@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from robofactory.config import SceneConfig, UserError, load_scene, run_command, scene_file
+from robofactory.config import SceneConfig, load_scene, scene_file
+from robofactory.errors import UserError, run_command
 
 if TYPE_CHECKING:  # this module answers --help on a machine where nothing is installed
     import gymnasium as gym

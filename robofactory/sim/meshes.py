@@ -19,7 +19,7 @@ import trimesh
 from jaxtyping import Float, Int
 from mani_skill.agents.robots.panda.panda import Panda
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 CELL_M = 0.02  # 3.4 ms a camera at 224 px; 12 mm cost 6.7 ms and look no different at 96 px
 FINE_CELL_M = 0.006  # hand and fingers: what the wrist camera is about

@@ -18,7 +18,8 @@ from mani_skill.utils.structs import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
 
-from robofactory.config import ObjectConfig, SceneConfig, UserError
+from robofactory.config import ObjectConfig, SceneConfig
+from robofactory.errors import UserError
 from robofactory.shapes import NUM_JOINTS, gripper_command
 from robofactory.sim.cameras import rendered_cameras, sensor_config, take_pictures
 from robofactory.sim.meshes import light_panda

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from robofactory.config import EXIT_STOPPED
-
-EXIT_INTERRUPTED = 130  # of config.run_command
+from robofactory.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
 
 def run(commands: Sequence[Sequence[str]], **environment: str) -> None:

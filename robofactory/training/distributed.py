@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from robofactory.config import EXIT_STOPPED, UserError
+from robofactory.errors import EXIT_STOPPED, UserError
 from robofactory.model.openvla import OpenVLA
 
 

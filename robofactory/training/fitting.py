@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig
 from robofactory.data.dataset import Splits
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
 from robofactory.training import footprint, proposal

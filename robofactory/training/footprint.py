@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from robofactory.codec.prompt import Prompt
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig
+from robofactory.errors import UserError
 from robofactory.model.lora import choose_trained, language_linears
 from robofactory.model.openvla import OpenVLA, build_from_config, build_from_scratch
 from robofactory.model.weights import published_config

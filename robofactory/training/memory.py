@@ -6,7 +6,8 @@ Nothing is downloaded or computed: the real step runs on tensors that have a siz
 import argparse
 from typing import TYPE_CHECKING
 
-from robofactory.config import RecipeConfig, load_recipe, run_command
+from robofactory.config import RecipeConfig, load_recipe
+from robofactory.errors import run_command
 
 if TYPE_CHECKING:
     from robofactory.training.footprint import Footprint

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from robofactory.codec.codec import Codec
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
 from robofactory.shapes import Batch

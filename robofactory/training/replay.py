@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Stacked
-from robofactory.config import UserError
 from robofactory.data.dataset import Batches
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
 from robofactory.training import distributed

@@ -7,7 +7,8 @@ from typing import Any
 
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
-from robofactory.config import RecipeConfig, UserError
+from robofactory.config import RecipeConfig
+from robofactory.errors import UserError
 from robofactory.training import distributed
 from robofactory.training.distributed import Topology
 

@@ -7,17 +7,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from robofactory.config import (
-    EXIT_STOPPED,
-    RecipeConfig,
-    UserError,
-    load_recipe,
-    load_task_scene,
-    of_round,
-    require_agent,
-    run_command,
-    with_pictures,
-)
+from robofactory.config import RecipeConfig, load_recipe, load_task_scene, of_round, require_agent, with_pictures
+from robofactory.errors import EXIT_STOPPED, UserError, run_command
 from robofactory.paths import dataset_dir, find_weights, relabelled_dir, run_dir
 
 OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept

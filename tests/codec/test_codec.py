@@ -21,7 +21,8 @@ from robofactory.codec import prompt as prompt_module
 from robofactory.codec.codec import Codec
 from robofactory.codec.images import normalize
 from robofactory.codec.statistics import METHODS, DatasetStatistics
-from robofactory.config import ModelConfig, RecipeConfig, UserError
+from robofactory.config import ModelConfig, RecipeConfig
+from robofactory.errors import UserError
 from robofactory.shapes import Observation
 from tests.official import PARITY
 

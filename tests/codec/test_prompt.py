@@ -6,7 +6,7 @@ import pytest
 from codec_samples import llama_lookalike
 
 from robofactory.codec.prompt import INSTRUCTIONS, TINY_TOKENIZER, Prompt, build_tiny_tokenizer
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from tests.official import PARITY
 
 TEXTS = ["lift the barrier", "Ünïcödé  木 \U0001f916\n\t x", "<s> </s> <pad> <action 3> <unused 1>", "don't; 12,5!"]

@@ -8,7 +8,7 @@ import pytest
 
 from robofactory.codec.prompt import Prompt
 from robofactory.codec.sentencepiece import read_sentencepiece
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from tests.published import write_published
 
 UNKNOWN, CONTROL, BYTE = 2, 3, 6

@@ -5,7 +5,7 @@ import pytest
 from codec_samples import NAMES, make_actions
 
 from robofactory.codec.statistics import METHODS, DatasetStatistics, Statistics
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 
 def measure(method: str = "mean_std", values: np.ndarray | None = None) -> Statistics:

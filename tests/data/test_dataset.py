@@ -12,10 +12,11 @@ import torch
 from demonstrations import VIEWS, description, episode, write_dataset
 from test_order import frame_order
 
-from robofactory.config import UserError, load_recipe, load_scene, look_of, scene_file, to_yaml
+from robofactory.config import load_recipe, load_scene, look_of, scene_file, to_yaml
 from robofactory.data.dataset import Batches, FrameDataset, Splits, load_splits, split_episodes
 from robofactory.data.episodes import DatasetReader, DatasetWriter
 from robofactory.data.order import FrameKey
+from robofactory.errors import UserError
 
 RECIPE = load_recipe(
     "robot_openvla_tiny", ["dataloader.batch_size=4", "dataloader.num_workers=0", "data.val_ratio=0.3"]

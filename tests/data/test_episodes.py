@@ -17,9 +17,9 @@ from demonstrations import HEIGHT, VIEWS, WIDTH, description, episode, files_of,
 from PIL import Image
 
 from robofactory import files
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader, DatasetWriter, decode_png, encode_png
+from robofactory.errors import UserError
 
 FIRST = "data/chunk-000/file-000.parquet"
 

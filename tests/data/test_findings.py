@@ -8,11 +8,11 @@ from demonstrations import write_dataset, write_sound_dataset
 from faults import BAD, FAULTS
 
 from robofactory.codec.statistics import Statistics
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
 from robofactory.data.findings import ERROR, KINDS, NOTE, WARNING, find, require_sound
 from robofactory.data.survey import survey
+from robofactory.errors import UserError
 
 ERRORS = [name for name, kind in KINDS.items() if kind.level == ERROR]
 VIEWS = ("side", "overhead", "wrist")

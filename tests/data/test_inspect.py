@@ -12,12 +12,13 @@ from PIL import Image
 
 from robofactory.codec.codec import Codec
 from robofactory.codec.statistics import DatasetStatistics
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
 from robofactory.data import inspection_page
 from robofactory.data.episodes import DatasetReader, DatasetWriter
 from robofactory.data.findings import find
 from robofactory.data.inspect import main
 from robofactory.data.survey import survey
+from robofactory.errors import UserError
 
 
 def inspect(monkeypatch, *arguments) -> int:

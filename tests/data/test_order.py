@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from robofactory.config import UserError
 from robofactory.data.order import FrameKey, FrameOrder, InOrder, Mixture, Passes, generator
+from robofactory.errors import UserError
 
 
 def frame_order(num_frames, batch_size, seed=0, shuffle=True, rank=0, world_size=1, accumulate=1) -> FrameOrder:

@@ -11,12 +11,13 @@ from fsspec.implementations.local import LocalFileSystem
 from test_dataset import SCENE_YAML, resident_mb, same
 
 from robofactory.codec.statistics import Statistics
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
 from robofactory.data import streaming
 from robofactory.data.dataset import FrameDataset, load_splits
 from robofactory.data.episodes import DatasetReader, DatasetWriter, Episode, encode_png
 from robofactory.data.order import FrameKey
 from robofactory.data.streaming import StreamedReader
+from robofactory.errors import UserError
 
 
 @pytest.fixture

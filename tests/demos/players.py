@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robofactory.config import SceneConfig, UserError, load_scene, scene_file, with_pictures
+from robofactory.config import SceneConfig, load_scene, scene_file, with_pictures
 from robofactory.data.episodes import Episode, encode_png
+from robofactory.errors import UserError
 
 
 def small_scene() -> SceneConfig:

@@ -13,10 +13,11 @@ import pytest
 from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
 from robofactory import files
-from robofactory.config import FIRST_EVALUATION_SEED, UserError, load_recipe
+from robofactory.config import FIRST_EVALUATION_SEED, load_recipe
 from robofactory.data import lerobot
 from robofactory.data.episodes import DatasetReader
 from robofactory.demos.record import main, record, relabel
+from robofactory.errors import UserError
 from robofactory.paths import relabelled_dir
 from robofactory.shapes import JOINT_NAMES
 
@@ -88,7 +89,7 @@ def test_a_lost_dataset_of_one_agent_is_made_again(reference, tmp_path):
 RECORDING = """
 import sys
 from pathlib import Path
-from robofactory.config import run_command
+from robofactory.errors import run_command
 from robofactory.demos.record import record
 sys.path.insert(0, {tests!r})
 from players import SlowPlayer, small_scene

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from evaluation_samples import sample_observations, sample_scene
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation import ablations, evaluate
 from robofactory.evaluation.ablations import Ablation, Perturbation, begin, read_ablations
 from robofactory.shapes import Action, Observation

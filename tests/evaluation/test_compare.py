@@ -5,7 +5,7 @@ import pytest
 from evaluation_samples import sample_evaluation
 from test_report import Page
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation import compare, results
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
 

@@ -11,7 +11,8 @@ import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
 
-from robofactory.config import UserError, look_of, overridden, to_yaml, with_look, with_pictures
+from robofactory.config import look_of, overridden, to_yaml, with_look, with_pictures
+from robofactory.errors import UserError
 from robofactory.evaluation import evaluate, playing, results
 from robofactory.evaluation.ablations import Ablation
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS

@@ -5,7 +5,8 @@ import pytest
 from evaluation_samples import sample_evaluation, sample_scene
 from scipy.stats import binom, binomtest
 
-from robofactory.config import UserError, to_yaml
+from robofactory.config import to_yaml
+from robofactory.errors import UserError
 from robofactory.evaluation import pairs
 from robofactory.evaluation.pairs import Pairs, mcnemar, pair_up
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, Evaluation

@@ -12,7 +12,8 @@ import torch
 from evaluation_samples import TASK, sample_observations, sample_scene, untrained_policies
 from worker_samples import fail_to_set_up, play_asking, play_asking_together
 
-from robofactory.config import UserError, with_look
+from robofactory.config import with_look
+from robofactory.errors import UserError
 from robofactory.evaluation import evaluate, parallel, results, workers
 from robofactory.evaluation.parallel import Lockstep
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult

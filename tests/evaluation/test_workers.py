@@ -13,7 +13,7 @@ from worker_samples import (
     refuse_the_observation,
 )
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
 from robofactory.evaluation.workers import play_episodes
 from robofactory.model import precision

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
 from robofactory.evaluation.workers import lost

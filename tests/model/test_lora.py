@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from robofactory.config import ModelConfig, UserError, load_recipe
+from robofactory.config import ModelConfig, load_recipe
+from robofactory.errors import UserError
 from robofactory.model.lora import (
     FastLoraLinear,
     build_untrained,

@@ -5,7 +5,8 @@ import torch
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from robofactory.config import ArchitectureConfig, LanguageConfig, TowerConfig, UserError
+from robofactory.config import ArchitectureConfig, LanguageConfig, TowerConfig
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA, action_loss, build_from_config, build_from_scratch
 from robofactory.model.weights import OPENVLA_7B
 from robofactory.shapes import Batch

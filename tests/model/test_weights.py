@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA, build_from_config
 from robofactory.model.weights import fingerprint, load_openvla, official_name, save_openvla
 from robofactory.paths import find_weights

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from robofactory.config import UserError, scene_file
+from robofactory.config import scene_file
+from robofactory.errors import UserError
 from robofactory.sim.env import check_scene, make_env, make_expert, observe, observe_each
 
 pytestmark = pytest.mark.sim

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robofactory.config import EXIT_STOPPED
+from robofactory.errors import EXIT_STOPPED
 
 PARENT = """
 import signal, sys

@@ -13,8 +13,9 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from robofactory import checkpoint
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
 from robofactory.data.dataset import load_splits
+from robofactory.errors import UserError
 from robofactory.export import merge as merging
 from robofactory.model.lora import trained_tensors
 from robofactory.model.precision import autocast

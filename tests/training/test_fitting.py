@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, differences, everything, start
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
+from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA
 from robofactory.paths import run_dir
 from robofactory.training import fitting, proposal

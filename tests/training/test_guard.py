@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.small_runs import NUM_EPISODES, TASK, differences, everything, start, start_in_processes
 from robofactory import checkpoint
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.paths import run_dir
 from robofactory.training import distributed, replay
 from robofactory.training.guard import FIRST_VERDICT, MAX_ROLLBACKS, PATIENCE, Guard, Verdict

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, write_dataset
 from robofactory import checkpoint
-from robofactory.config import EXIT_STOPPED
+from robofactory.errors import EXIT_STOPPED
 from robofactory.paths import dataset_dir, run_dir
 
 pytestmark = pytest.mark.slow  # a dozen interpreters start

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
+from robofactory.errors import UserError
 from robofactory.model.lora import load_untrained
 from robofactory.training import memory, proposal
 from robofactory.training.footprint import (

@@ -10,8 +10,9 @@ import torch
 from benchmarks.small_runs import JOINTS, NUM_EPISODES, SMALL, TASK, differences, everything, start, write_dataset
 from robofactory import checkpoint
 from robofactory.codec.codec import Codec
-from robofactory.config import UserError, load_recipe
+from robofactory.config import load_recipe
 from robofactory.data.dataset import load_splits
+from robofactory.errors import UserError
 from robofactory.paths import dataset_dir, run_dir
 from robofactory.policy import Policies, Policy
 from robofactory.shapes import Observation

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from robofactory.checkpoint import build_model
-from robofactory.config import UserError
 from robofactory.data.dataset import load_splits
+from robofactory.errors import UserError
 from robofactory.paths import dataset_dir
 from robofactory.training.preflight import preflight
 from tests.training.conftest import NUM_EPISODES, TASK

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import small_runs
 from benchmarks.resuming import stopped_during
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, differences, everything, start, start_in_processes
-from robofactory.config import EXIT_STOPPED
+from robofactory.errors import EXIT_STOPPED
 from robofactory.paths import run_dir
 from tests.published import write_published
 

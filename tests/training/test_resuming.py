@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.small_runs import NUM_EPISODES, TASK, differences, everything, start
 from robofactory import checkpoint
-from robofactory.config import EXIT_STOPPED, UserError
+from robofactory.errors import EXIT_STOPPED, UserError
 from robofactory.paths import run_dir
 from tests.training.conftest import stop_during
 

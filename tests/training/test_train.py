@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robofactory.config import UserError, load_recipe, load_scene, of_round, scene_file, to_yaml
+from robofactory.config import load_recipe, load_scene, of_round, scene_file, to_yaml
 from robofactory.data import lerobot
+from robofactory.errors import UserError
 from robofactory.paths import dataset_dir, run_dir
 from robofactory.training.train import main, parse_arguments, train, train_all_agents
 from tests.training.conftest import NUM_EPISODES, SMALL, TASK, stop_during

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from robofactory.config import UserError, run_command
+from robofactory.errors import UserError, run_command
 from robofactory.paths import dataset_dir
 
 # format -> its file, its class in there, what it is

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from robofactory.config import UserError
 from robofactory.data.imports.source import (
     NONE,
     Options,
@@ -32,6 +31,7 @@ from robofactory.data.imports.source import (
     needs,
     numbered,
 )
+from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES
 
 try:

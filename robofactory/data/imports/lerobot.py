@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Shaped, UInt8
 
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.imports.source import (
     FETCH_AGAIN,
@@ -32,6 +31,7 @@ from robofactory.data.imports.source import (
     numbered,
     one_instruction,
 )
+from robofactory.errors import UserError
 
 OLD, NEW = ("v2.0", "v2.1"), "v3.0"
 LARGEST_DRIFT = 0.1  # of a frame: how far a timestamp may be from its place on the grid, and a picture from both

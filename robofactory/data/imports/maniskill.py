@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.imports.source import (
     FETCH_AGAIN,
@@ -31,6 +30,7 @@ from robofactory.data.imports.source import (
     needs,
     numbered,
 )
+from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES, gripper_command
 
 try:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from robofactory.config import UserError
 from robofactory.data import lerobot
 from robofactory.data.imports.source import (
     FETCH_AGAIN,
@@ -32,6 +31,7 @@ from robofactory.data.imports.source import (
     open_image,
 )
 from robofactory.data.imports.tfrecord import Feature, Record, list_records, read_example
+from robofactory.errors import UserError
 
 STEPS = "steps/"
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")  # PNG, JPEG

@@ -18,8 +18,9 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from robofactory.config import UserError, load_scene, scene_file
+from robofactory.config import load_scene, scene_file
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
+from robofactory.errors import UserError
 
 # Our view -> the names that RoboFactory's recordings have for it; {agent} stands for the agent's number.
 KNOWN_CAMERAS = {

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from robofactory.config import UserError
 from robofactory.data.imports.source import needs
+from robofactory.errors import UserError
 
 try:
     import google_crc32c

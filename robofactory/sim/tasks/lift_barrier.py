@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Float64
 from mani_skill.utils.registration import register_env
 from transforms3d.quaternions import mat2quat, quat2mat
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.sim.arm import Arm
 from robofactory.sim.scene import TableEnv, material
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from test_zarr import MEASURED, write
 
-from robofactory.config import UserError
 from robofactory.data.episodes import DatasetReader
 from robofactory.data.imports.source import Options, choose_cameras
+from robofactory.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 WORDS = ["--instruction", "push"]

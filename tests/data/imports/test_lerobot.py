@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VIDEO_TOLERANCE = 12  # colour levels; AV1 at LeRobot's own settings leaves 7 of these pictures

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES
 
 HEIGHT, WIDTH = 12, 16

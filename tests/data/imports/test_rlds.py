@@ -9,9 +9,9 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from robofactory.config import UserError
 from robofactory.data.episodes import encode_png
 from robofactory.data.imports.tfrecord import EXAMPLE, list_records, masked_crc, read_example
+from robofactory.errors import UserError
 
 # tf.train.Example of the four values (False, 4, b"goat", 0.9876), as TensorFlow's tutorial on TFRecord prints it.
 TENSORFLOWS_OWN = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from robofactory.config import UserError
+from robofactory.errors import UserError
 
 CHUNK = 4  # frames, so that an episode begins within one
 
