@@ -49,7 +49,8 @@ numbers="$(
     "$python" - "$recipe" "${overrides[@]}" <<'PYTHON'
 import sys
 
-from robofactory.config import load_recipe, run_command
+from robofactory.config import load_recipe
+from robofactory.errors import run_command
 
 
 def main() -> None:

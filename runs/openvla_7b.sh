@@ -33,7 +33,8 @@ num="$(
     "$python" - robot_openvla "${overrides[@]}" <<'PYTHON'
 import sys
 
-from robofactory.config import load_recipe, run_command
+from robofactory.config import load_recipe
+from robofactory.errors import run_command
 
 run_command(lambda: print(load_recipe(sys.argv[1], sys.argv[2:]).data.num_episodes))
 PYTHON

@@ -129,7 +129,9 @@ def test_a_scene_survives_the_way_through_a_dataset():
 def test_overrides_of_a_scene_win_over_what_it_was():
     scene = config.overridden(config.with_pictures(load_scene(SCENE), "low", 128, 96), ["cameras.0.width=64"])
     assert [camera.width for camera in scene.cameras] == [64, 128, 128, 128, 128] and scene.visual_detail == "low"
-    with pytest.raises(UserError, match=r"the scene of LiftBarrier-rf: key 'cameras\[0\].width'"):
+    with pytest.raises(
+        UserError, match=r"override 'cameras.0.width=-3': key 'cameras\[0\].width': must be in \[1, 8192\]"
+    ):
         config.overridden(scene, ["cameras.0.width=-3"])
 
 
@@ -168,7 +170,8 @@ def test_an_unknown_key_names_itself_and_the_one_that_was_meant(override, meant)
 
 
 @pytest.mark.parametrize(
-    ("override", "meant"), [("objects.barrier.mass=1", "objects.barrier.mass_kg"), ("cameras.0.fov=1", "fov_rad")]
+    ("override", "meant"),
+    [("objects.barrier.mass=1", "objects.barrier.mass_kg"), ("cameras.0.fov=1", "cameras[0].fov_rad")],
 )
 def test_an_unknown_key_of_a_scene_names_the_one_that_was_meant(override, meant):
     assert f"did you mean {meant!r}?" in scene_message(override)
@@ -204,6 +207,37 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("data.visual_detail=medium", "data.visual_detail"),
         ("data.image_width=null", "data.image_width"),
         ("relabel.num_episodes=501", "relabel.num_episodes"),
+        ("training.learning_rate=.nan", "training.learning_rate"),
+        ("training.learning_rate=.inf", "training.learning_rate"),
+        ("training.learning_rate=1e999", "training.learning_rate"),
+        ("training.weight_decay=nan", "training.weight_decay"),
+        ("training.num_epochs=true", "training.num_epochs"),
+        ("training.num_epochs=3.0", "training.num_epochs"),
+        ("training.num_epochs=1e3", "training.num_epochs"),
+        ("training.num_epochs=007", "training.num_epochs"),
+        ("training.num_epochs=1:30", "training.num_epochs"),
+        ("training.num_epochs=1_000", "training.num_epochs"),
+        ("training.learning_rate=yes", "training.learning_rate"),
+        ("training.seed=-1", "training.seed"),
+        ("training.seed=9223372036854775808", "training.seed"),
+        ("training.seed=1180591620717411303424", "training.seed"),
+        ("model.model_name=null", "model.model_name"),
+        ("model.model_name=true", "model.model_name"),
+        ("model.model_name=1.50", "model.model_name"),
+        ("data.datasets={a: .nan}", "data.datasets.a"),
+        ("data.datasets={a: 0}", "data.datasets.a"),
+        ("data.views=[side, side]", "data.views"),
+        ("data.views=side", "data.views"),
+        ("data.image_width=0", "data.image_width"),
+        ("data.image_height=100000", "data.image_height"),
+        ("model.architecture.image_size=0", "model.architecture.image_size"),
+        ("model.architecture.image_size=57", "model.architecture.image_size"),
+        ("model.architecture.dino.num_heads=0", "model.architecture.dino.num_heads"),
+        ("model.architecture.dino.num_heads=3", "model.architecture.dino.embed_dim"),
+        ("model.architecture.siglip.embed_dim=129", "model.architecture.siglip.embed_dim"),
+        ("model.architecture.language.num_attention_heads=5", "model.architecture.language.hidden_size"),
+        ("model.architecture.language.hidden_size=0", "model.architecture.language.hidden_size"),
+        ("model.architecture.dino=null", "model.architecture.dino"),
     ],
 )
 def test_a_bad_value_names_its_key(override, key):
@@ -226,7 +260,19 @@ def test_a_bad_value_names_its_key(override, key):
         ("lighting.lamps=[{direction: [1, 2]}]", "lighting.lamps[0].direction"),
         ("views.side='{agnt}'", "views.side"),
         ("success.max_tilt_deg=steep", "success.max_tilt_deg"),
-        ("control_freq_hz=0", "sim_freq_hz"),
+        ("control_freq_hz=0", "control_freq_hz"),
+        ("control_freq_hz=30", "sim_freq_hz"),
+        ("robots=[]", "robots"),
+        ("cameras=[]", "cameras"),
+        ("max_episode_steps=9223372036854775808", "max_episode_steps"),
+        ("robots.0.position=[0, .nan, 0]", "robots[0].position[1]"),
+        ("objects.barrier.friction=.inf", "objects.barrier.friction"),
+        ("objects.barrier.quaternion=[0, 0, 0, 0]", "objects.barrier.quaternion"),
+        ("success.hold_steps=-.inf", "success.hold_steps"),
+        ("cameras.3.mount_agent=-1", "cameras[3].mount_agent"),
+        ("cameras.3.mount_agent=2", "cameras[3].mount_agent"),
+        ("cameras.0.height=0", "cameras[0].height"),
+        ("cameras.0.far_m=0.001", "cameras[0].near_m"),
         ("visual_detail=medium", "visual_detail"),
         ("max_episode_steps=0", "max_episode_steps"),
     ],

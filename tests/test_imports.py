@@ -13,7 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "__main__": {"config"},  # it runs the stages by name
     "errors": set(),
-    "config": set(),
+    "config": {"settings", "files"},
+    "settings": set(),
     "paths": {"config"},
     "files": set(),
     "documents": {"files"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "training": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "pages", "shapes"},
     "export": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
-    "evaluation": {"sim", "policy", "config", "paths", "files", "documents", "pages", "shapes"},
+    "evaluation": {"sim", "policy", "config", "settings", "paths", "files", "documents", "pages", "shapes"},
 }
 BARE = (
     "robofactory.config",

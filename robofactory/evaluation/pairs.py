@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from robofactory import settings
 from robofactory.config import LOOK
 from robofactory.errors import UserError
 from robofactory.evaluation.results import Z_95, Evaluation
@@ -146,14 +147,13 @@ def is_ablation_of(baseline: Evaluation, ablated: Evaluation) -> bool:
 
 def scene_keys(scene: str) -> dict[str, Any]:
     """Every value of a scene's YAML under its dotted key."""
-    from omegaconf import OmegaConf
 
     def flat(value: Any, key: str) -> dict[str, Any]:
         entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         below = {k: v for name, each in entries for k, v in flat(each, f"{key}.{name}").items()}
         return below if isinstance(value, dict | list) else {key[1:]: value}
 
-    return flat(OmegaConf.to_container(OmegaConf.create(scene)), "")
+    return flat(settings.tree(scene, "the scene of an evaluation"), "")
 
 
 def _is_look(key: str) -> bool:
