@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from robofactory.errors import did_you_mean
+from robofactory.errors import UserError, did_you_mean, run_command
 
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
@@ -23,6 +23,10 @@ STAGES = {
 
 
 def main() -> None:
+    run_command(run_stage)
+
+
+def run_stage() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: robofactory STAGE ...\n\nThe stages, in the order data flows:\n")
@@ -32,10 +36,7 @@ def main() -> None:
         return
     name, *rest = arguments
     if name not in STAGES:
-        print(
-            f"error: unknown stage {name!r}{did_you_mean(name, STAGES)}; there are {', '.join(STAGES)}", file=sys.stderr
-        )
-        sys.exit(2)
+        raise UserError(f"unknown stage {name!r}{did_you_mean(name, STAGES)}; there are {', '.join(STAGES)}")
     module, _ = STAGES[name]
     sys.argv = [f"robofactory {name}", *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

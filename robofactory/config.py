@@ -347,7 +347,7 @@ def scene_file(task: str) -> Path:
     return files[task]
 
 
-def load_task_scene(task: str, path: str | None, overrides: Sequence[str] = ()) -> SceneConfig:
+def load_task_scene(task: str, path: str | Path | None, overrides: Sequence[str] = ()) -> SceneConfig:
     """The scene of a task: its own, or the file at `path`.
 
     Raises:

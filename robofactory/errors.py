@@ -2,10 +2,16 @@
 
 import difflib
 import errno
+import io
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 
-EXIT_INTERRUPTED = 130  # Ctrl-C
+from robofactory import interrupts
+from robofactory.interrupts import EXIT_INTERRUPTED
+
+EXIT_UNREAD = 141  # 128 + SIGPIPE, as other tools end whose output nobody reads
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
 
 
@@ -28,20 +34,52 @@ def shown(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def explained(error: OSError) -> str | None:
+    """What a user can mend of it: a named file, a full disk (whose writing names no file); None for all else."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.filename is None and not is_full:
+        return None
+    where = "" if error.filename is None else f": {shown(error.filename)}"
+    return f"{error.strerror}{where}"
+
+
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
+    """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130.
+
+    What the terminal's encoding does not have is printed as an escape. Where nobody reads any more what is printed, as
+    behind `| head`, it ends quietly.
+    """
+    interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is known here, not when the interpreter ends
     except (UserError, FileNotFoundError) as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
-        if error.filename is None and not is_full:
+    except BrokenPipeError:
+        unread = [descriptor for descriptor in (1, 2) if _has_no_reader(descriptor)]
+        if not unread:
             raise
-        where = "" if error.filename is None else f": {shown(error.filename)}"
-        print(f"error: {error.strerror}{where}", file=sys.stderr)
+        for descriptor in unread:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        sys.exit(EXIT_UNREAD)
+    except OSError as error:
+        if (line := explained(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)
+        interrupts.say()
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

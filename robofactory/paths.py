@@ -1,34 +1,65 @@
 """Where everything lies, below `config.home`: datasets, runs, results; and how a checkpoint or published weights are found."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from robofactory.config import home
+from robofactory.config import home, path_of
 from robofactory.errors import UserError
 
 MANIFEST = "manifest.json"  # of a checkpoint: a directory without it is none
+LONGEST_NAME = 150  # bytes; file systems have 255, and something is put before and behind it
+
+
+def require_name(name: str) -> str:
+    """The name itself, of a task, policy, checkpoint or dataset, once it is known to be one directory's below its parent.
+
+    Raises:
+        UserError: it is empty or too long, begins or ends with a dot or a space, or has characters that are no part of a
+            name, such as `/`.
+    """
+    odd = [c for c in name if unicodedata.category(c)[0] not in "LMN" and c not in "-_.+=@, "]
+    if odd or not name or name[0] in ".- " or name[-1] in ". ":
+        raise UserError(
+            f"{name!r} is no name{f', because of {odd[0]!r}' if odd else ''}; "
+            "letters, digits, - _ . + = @ , and spaces between them make one"
+        )
+    try:
+        size = len(path_of(name).name.encode())
+    except UnicodeEncodeError:
+        size = LONGEST_NAME + 1
+    if size > LONGEST_NAME:
+        raise UserError(f"{name[:20]!r}... is too long for a name; it has {size} bytes and may have {LONGEST_NAME}")
+    return name
 
 
 def dataset_dir(task: str, agent_id: int, num_episodes: int) -> Path:
-    return home() / "data" / f"{task}_Agent{agent_id}_{num_episodes}"
+    return home() / "data" / f"{require_name(task)}_Agent{agent_id}_{num_episodes}"
+
+
+def dataset_place(given: str) -> str:
+    """The path or URL of a dataset that a recipe names: a name in robofactory/data, a path or a URL."""
+    if "://" in given:
+        return given
+    return str(path_of(given) if "/" in given else home() / "data" / require_name(given))
 
 
 def relabelled_dir(task: str, agent_id: int, num_episodes: int, round_number: int) -> Path:
     """Episodes that policies drove which were trained on so many demonstrations, up to the round before this one."""
-    return home() / "data" / f"{task}_Agent{agent_id}_{num_episodes}_relabelled_{round_number}"
+    return home() / "data" / f"{require_name(task)}_Agent{agent_id}_{num_episodes}_relabelled_{round_number}"
 
 
 def run_dir(policy: str, task: str, agent_id: int, num_episodes: int) -> Path:
-    return home() / "checkpoints" / policy / f"{task}_Agent{agent_id}_{num_episodes}"
+    return home() / "checkpoints" / require_name(policy) / f"{require_name(task)}_Agent{agent_id}_{num_episodes}"
 
 
 def results_dir(policy: str, task: str, num_episodes: int, checkpoint: str) -> Path:
-    return home() / "results" / policy / f"{task}_{num_episodes}" / checkpoint
+    return home() / "results" / require_name(policy) / f"{require_name(task)}_{num_episodes}" / require_name(checkpoint)
 
 
 def expert_results_dir(task: str) -> Path:
-    return home() / "results" / "expert" / task
+    return home() / "results" / "expert" / require_name(task)
 
 
 def find_checkpoint(run: Path, checkpoint: str) -> Path:
@@ -37,7 +68,7 @@ def find_checkpoint(run: Path, checkpoint: str) -> Path:
     Raises:
         UserError: it is not there; the line lists the run's checkpoints, or says how to train one.
     """
-    directory = Path(checkpoint) if "/" in checkpoint else run / checkpoint
+    directory = path_of(checkpoint) if "/" in checkpoint else run / require_name(checkpoint)
     if directory.is_dir():
         return directory.resolve()
     if not run.is_dir():
@@ -60,7 +91,7 @@ def find_checkpoints(
                 f"{checkpoint} is one directory for {len(agents)} agents; write {{agent}} where it has the agent's "
                 "number, or evaluate one agent with --partner expert --agent_id K"
             )
-        paths = {agent: Path(checkpoint.replace("{agent}", str(agent))) for agent in agents}
+        paths = {agent: path_of(checkpoint.replace("{agent}", str(agent))) for agent in agents}
         missing = [str(path) for path in paths.values() if not path.is_dir()]
         if missing:
             raise UserError(f"no checkpoint directory {missing[0]}")
@@ -109,7 +140,7 @@ def find_weights(model_name: str, files: Sequence[str] = ("*.json", "*.safetenso
         UserError: it is no directory and the hub does not give it.
     """
     tiny = "train the small model instead with `--recipe robot_openvla_tiny`"
-    directory = Path(model_name)
+    directory = path_of(model_name)
     if (directory / "config.json").is_file():
         return directory
     if directory.is_dir():

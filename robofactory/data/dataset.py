@@ -18,6 +18,7 @@ from robofactory.data.episodes import DatasetReader
 from robofactory.data.order import FrameKey, FrameOrder, InOrder, Mixture, Passes, generator
 from robofactory.data.streaming import StreamedReader
 from robofactory.errors import UserError
+from robofactory.paths import dataset_place
 from robofactory.shapes import Action, Batch, Observation
 
 # Generation caches keys and values: of the 7B 0.4 GB a sample. At its training batch of 16 that took 2.5 GB more than a
@@ -87,7 +88,7 @@ def locate_datasets(directory: Path, recipe: RecipeConfig) -> dict[str, str]:
         name = given.rstrip("/").rpartition("/")[2]
         if name in located:
             raise UserError(f"data.datasets has two datasets called {name!r}; a policy tells them apart by their names")
-        located[name] = given if "/" in given else str(home() / "data" / given)
+        located[name] = dataset_place(given)
     return located
 
 

@@ -6,29 +6,33 @@ name: data.accept='[action_equals_state]'. Exit code 1 when there is one.
 
 import argparse
 import sys
-from pathlib import Path
 
+from robofactory import arguments
+from robofactory.config import home
 from robofactory.errors import UserError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory inspect",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   robofactory inspect robofactory/data/LiftBarrier-rf_Agent0_150
   robofactory inspect my/dataset --output my/report.html""",
     )
-    parser.add_argument("dataset", type=Path, help="its directory")
-    parser.add_argument("--output", type=Path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
+    parser.add_argument("dataset", type=arguments.path, help="its directory")
+    parser.add_argument("--output", type=arguments.path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
     parser.add_argument("--pass_through", nargs="*", metavar="NAME", help="action dimensions that are in [-1, 1] already, as data.pass_through of the recipe; no name: none (default: those called gripper)")  # fmt: skip
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
+    if not args.dataset.is_dir():
+        raise UserError(
+            f"{args.dataset} is no directory; give that of a dataset, for instance one in {home() / 'data'}"
+        )
     from tqdm import tqdm
 
     from robofactory.data import inspection_page

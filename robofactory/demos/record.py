@@ -17,12 +17,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from robofactory import arguments
 from robofactory.config import (
     FIRST_EVALUATION_SEED,
     SEEDS_A_ROUND,
     DataConfig,
     RecipeConfig,
     SceneConfig,
+    Within,
     from_yaml,
     load_recipe,
     load_task_scene,
@@ -43,10 +45,9 @@ SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory record",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   robofactory record --task LiftBarrier-rf --num 150
@@ -58,34 +59,40 @@ examples:
 Seeds are taken in order; those where the expert fails are dropped. Interrupted, even killed, the same command
 continues; the result is the same, bit for bit, for any number of workers and interruptions.""",
     )
-    parser.add_argument("--task", required=True, help="for instance LiftBarrier-rf")
+    parser.add_argument("--task", type=arguments.name, required=True, help="for instance LiftBarrier-rf")
     parser.add_argument("--recipe", help="take the number of episodes, the noise and the pictures from its data section (with --round the number from its relabel section), where no option or override here says otherwise")  # fmt: skip
-    parser.add_argument("--num", type=int, help=f"episodes (default: {DataConfig.num_episodes})")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    parser.add_argument("--noise", type=float, metavar="SHARE", help=f"share of the episodes with perturbed actions, the labels stay the expert's (default: {DataConfig.noise_share}; with --round 0)")  # fmt: skip
-    parser.add_argument("--config", metavar="SCENE.yaml", help="scene of the task (default: the task's own)")
-    parser.add_argument("--seed", type=int, default=0, metavar="START", help="first seed (default: %(default)s)")
+    parser.add_argument("--num", type=arguments.whole(1), help=f"episodes (default: {DataConfig.num_episodes})")
+    parser.add_argument(
+        "--workers", type=arguments.whole(1, arguments.MOST_WORKERS), help="processes (default: one for each core)"
+    )
+    parser.add_argument("--noise", type=arguments.number(Within("[0, 1]")), metavar="SHARE", help=f"share of the episodes with perturbed actions, the labels stay the expert's (default: {DataConfig.noise_share}; with --round 0)")  # fmt: skip
+    parser.add_argument(
+        "--config", type=arguments.path, metavar="SCENE.yaml", help="scene of the task (default: the task's own)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=arguments.whole(0, FIRST_EVALUATION_SEED - 1, above="those above are for evaluation"),
+        default=0,
+        metavar="START",
+        help="first seed (default: %(default)s)",
+    )
     parser.add_argument("--visual_detail", choices=["low", "full"], help="meshes to render (default: the scene's)")
-    parser.add_argument("--width", type=int, help="of every camera, in px (default: the scene's)")
-    parser.add_argument("--height", type=int, help="of every camera, in px (default: the scene's)")
-    parser.add_argument("--round", type=int, default=0, help="0: demonstrations of the expert. N: what training adds in its round N, the latest policies drive and the expert says what it would have done (default: 0)")  # fmt: skip
-    parser.add_argument("--data_num", type=int, help="with --round: demonstrations the policies were trained on, the end of the run's name (default: the only one there is)")  # fmt: skip
+    parser.add_argument("--width", type=arguments.whole(1, 8192), help="of every camera, in px (default: the scene's)")
+    parser.add_argument("--height", type=arguments.whole(1, 8192), help="of every camera, in px (default: the scene's)")
+    parser.add_argument("--round", type=arguments.whole(0), default=0, help="0: demonstrations of the expert. N: what training adds in its round N, the latest policies drive and the expert says what it would have done (default: 0)")  # fmt: skip
+    parser.add_argument("--data_num", type=arguments.whole(1), help="with --round: demonstrations the policies were trained on, the end of the run's name (default: the only one there is)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the scene, or the recipe")
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.round < 0:
-        raise UserError(f"--round must not be negative, got {args.round}")
     if args.round == 0 and args.data_num is not None:
-        raise UserError("--data_num says whose policies drive, and goes with --round 1 or above; leave it away")
+        raise UserError("--data_num says whose policies drive, and goes with --round 1 or above; omit it")
     if args.round > 0:
         given = [args.config, args.visual_detail, args.width, args.height, args.seed or None]
         if any(value is not None for value in given) or any(map(is_of_the_scene, args.overrides)):
-            raise UserError(
-                "--round records the scene and pictures of the demonstrations; leave what changes them away"
-            )
+            raise UserError("--round records the scene and pictures of the demonstrations; omit what changes them")
     if args.recipe is not None:
         fill_in(args, load_recipe(args.recipe, [o for o in args.overrides if not is_of_the_scene(o)]))
     elif any(not is_of_the_scene(override) for override in args.overrides):
@@ -96,9 +103,6 @@ def main() -> None:
             raise UserError(f"--num {num_episodes}: a round has at most {SEEDS_A_ROUND}, so that the next has layouts of its own")  # fmt: skip
         relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
         return
-    for name, value in (("--width", args.width), ("--height", args.height)):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be positive, got {value}")
     scene = load_task_scene(args.task, args.config)
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
     scene = overridden(scene, [o for o in args.overrides if is_of_the_scene(o)])  # last, as they say most exactly what

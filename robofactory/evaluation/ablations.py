@@ -5,18 +5,15 @@ It draws from the episode's seed alone, so it is the same whoever plays the epis
 """
 
 import dataclasses
-import math
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from robofactory.config import CameraConfig, LightingConfig, SceneConfig
-from robofactory.errors import UserError, did_you_mean
+from robofactory.evaluation.asked_ablations import Ablation
 from robofactory.shapes import Action, Observation, gripper_command
 
 STREAM = 2  # keeps these draws apart from the layout's, which come from the same seed
@@ -41,23 +38,6 @@ class Episode:
     random: np.random.Generator
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """As it is asked for and named: `blackout=side`."""
-
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.value}"
-
-    @property
-    def directory(self) -> str:
-        """Its name for a file system; words that had to be changed for it are told apart by a digest."""
-        plain = re.sub(r"[^\w.=-]+", "_", str(self))[:60]
-        return plain if plain == str(self) else f"{plain}-{sha256(str(self).encode()).hexdigest()[:8]}"
-
-
 def begin(ablation: Ablation | None, scene: SceneConfig, learned: Sequence[int], seed: int) -> Perturbation:
     """What is different in the episode of this seed; nothing without an ablation.
 
@@ -67,9 +47,9 @@ def begin(ablation: Ablation | None, scene: SceneConfig, learned: Sequence[int],
     """
     if ablation is None:
         return Perturbation(scene)
-    kind = KINDS[ablation.name]
     agents = list(learned) or list(range(scene.num_agents))
-    return kind.begin(Episode(scene, agents, np.random.default_rng([seed, STREAM])), kind.read(ablation.value))
+    episode = Episode(scene, agents, np.random.default_rng([seed, STREAM]))
+    return BEGINNINGS[ablation.name](episode, ablation.kind.read(ablation.value))
 
 
 # ---------------------------------------------------------------------------------------------------- what it sees
@@ -189,77 +169,14 @@ def _with_cameras(episode: Episode, change: Callable[[CameraConfig, np.ndarray],
 
 # ------------------------------------------------------------------------------------------------------- their names
 
-
-@dataclass(frozen=True)
-class Kind:
-    begin: Callable[[Episode, Any], Perturbation]
-    read: Callable[[str], Any]  # raises ValueError for what is not allowed
-    allowed: str
-    usual: str | None  # the value where none is given; None: every view in turn
-    is_felt_by_expert: bool = False  # who sees no pictures and hears no words
-    has_scene_per_episode: bool = False  # drawn from its seed
-
-
-def number(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
-
-
-def size(text: str) -> float:
-    if (value := number(text)) < 0:
-        raise ValueError(text)
-    return value
-
-
-def steps(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
-
-
-def words(text: str) -> str:
-    if not text.strip():
-        raise ValueError(text)
-    return text
-
-
-KINDS = {
-    "blackout": Kind(black_out, str, "a view", None),
-    "freeze": Kind(freeze, str, "a view", None),
-    "instruction": Kind(instruct, words, "other words", "open the drawer"),
-    "action_noise_rad": Kind(add_noise, size, "0 or more", "0.02", is_felt_by_expert=True),
-    "action_delay_steps": Kind(delay, steps, "1, 2, ...", "2", is_felt_by_expert=True),
-    "light": Kind(dim, size, "a factor, 0 or more", "0.5"),
-    "lamp_turn_deg": Kind(turn_lamps, number, "an angle", "90"),
-    "camera_shift_m": Kind(shift_cameras, size, "0 or more", "0.02", has_scene_per_episode=True),
-    "camera_turn_deg": Kind(turn_cameras, size, "0 or more", "2", has_scene_per_episode=True),
+BEGINNINGS: dict[str, Callable[[Episode, Any], Perturbation]] = {
+    "blackout": black_out,
+    "freeze": freeze,
+    "instruction": instruct,
+    "action_noise_rad": add_noise,
+    "action_delay_steps": delay,
+    "light": dim,
+    "lamp_turn_deg": turn_lamps,
+    "camera_shift_m": shift_cameras,
+    "camera_turn_deg": turn_cameras,
 }
-
-
-def read_ablations(asked: Sequence[str], scene: SceneConfig, has_policies: bool) -> list[Ablation]:
-    """What `--ablate NAME[=VALUE] ...` asks for, each once and in this order; `blackout` alone is one for every view.
-
-    Raises:
-        UserError: an unknown name or value, with what is allowed; or one that the scripted expert would not notice.
-    """
-    found: dict[Ablation, None] = {}
-    for text in asked:
-        name, equals, value = text.partition("=")
-        if name not in KINDS:
-            guess = did_you_mean(name, KINDS)
-            raise UserError(f"--ablate {text}: unknown ablation {name!r}{guess}; there are {', '.join(KINDS)}")
-        kind = KINDS[name]
-        if not has_policies and not kind.is_felt_by_expert:
-            felt = ", ".join(name for name, kind in KINDS.items() if kind.is_felt_by_expert)
-            raise UserError(f"--ablate {text}: the expert looks at no pictures and hears no words; it notices {felt}")
-        usual = list(scene.views) if kind.usual is None else [kind.usual]
-        for each in [value] if equals else usual:
-            if kind.usual is None and each not in scene.views:
-                raise UserError(f"--ablate {text}: {scene.task} has no view {each!r}; it has {', '.join(scene.views)}")
-            try:
-                kind.read(each)
-            except ValueError:
-                raise UserError(f"--ablate {text}: {name} takes {kind.allowed}, not {each!r}") from None
-            found[Ablation(name, each)] = None
-    return list(found)

@@ -6,23 +6,27 @@ seeds; how their policies came about, and how their pictures are rendered, may d
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from robofactory import arguments as read
 from robofactory.errors import UserError, run_command
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = read.Parser(
         prog="robofactory compare",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  robofactory compare robofactory/results/openvla/LiftBarrier-rf_150/epoch_4/all_agents \\\n"
         "      robofactory/results/openvla/LiftBarrier-rf_150/epoch_6/all_agents",
     )
-    parser.add_argument("a", type=Path, metavar="DIR_A", help="results of one policy (it has a summary.json)")
-    parser.add_argument("b", type=Path, metavar="DIR_B", help="results of the other")
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="write both and their comparison as one page too")
+    parser.add_argument("a", type=read.path, metavar="DIR_A", help="results of one policy (it has a summary.json)")
+    parser.add_argument("b", type=read.path, metavar="DIR_B", help="results of the other")
+    parser.add_argument(
+        "--html", type=read.path, metavar="PAGE", help="write both and their comparison as one page too"
+    )
     args = parser.parse_args(arguments)
+    for directory in (args.a, args.b):
+        if not directory.is_dir():
+            raise UserError(f"{directory} is no directory; give one that an evaluation wrote")
     if args.html and not args.html.absolute().parent.is_dir():
         raise UserError(f"--html {args.html}: no such directory")
     return args

@@ -12,10 +12,13 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from robofactory import arguments as read
 from robofactory.config import (
+    FIRST_EVALUATION_SEED,
     SceneConfig,
+    Within,
     choose_device,
     load_task_scene,
     look_differences,
@@ -27,14 +30,16 @@ from robofactory.config import (
 from robofactory.errors import UserError, run_command
 from robofactory.paths import expert_results_dir, find_checkpoints, results_dir
 
+if TYPE_CHECKING:
+    from robofactory.evaluation.asked_ablations import Ablation
+
 EXPERT = "expert"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = read.Parser(
         prog="robofactory evaluate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   bash eval.sh --policy openvla --task LiftBarrier-rf \\
@@ -62,16 +67,17 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
         choices=["openvla", EXPERT],
         help="kind of policy, or the scripted expert for every agent (default: openvla)",
     )
-    add("--task", required=True, help="for instance LiftBarrier-rf")
-    add("--config", help="scene of the task, .yaml (default: the task's own)")
+    add("--task", type=read.name, required=True, help="for instance LiftBarrier-rf")
+    add("--config", type=read.path, help="scene of the task, .yaml (default: the task's own)")
     add(
         "--checkpoint",
+        type=read.checkpoint,
         help="epoch_N, latest, or the path of a checkpoint directory (it has a '/'), where '{agent}' stands for the "
         "agent's number (default: latest)",
     )
     add(
         "--data_num",
-        type=int,
+        type=read.whole(1),
         help="demonstrations the policies were trained on, the end of the run's name (default: the only one there is)",
     )
     add(
@@ -80,8 +86,12 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
         "number (default: the only one there is)",
     )
     add("--partner", choices=[EXPERT], help="the scripted expert drives all agents but --agent_id")
-    add("--agent_id", type=int, help="with --partner: the agent that its policy drives")
-    add("--episodes", type=int, help="how many, one a seed (default: 50; with --until the most that could be needed)")
+    add("--agent_id", type=read.whole(0), help="with --partner: the agent that its policy drives")
+    add(
+        "--episodes",
+        type=read.whole(1, 1_000_000),
+        help="how many, one a seed (default: 50; with --until the most that could be needed)",
+    )
     add(
         "--until",
         metavar="±POINTS",
@@ -91,23 +101,30 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     add("--ablate", nargs="+", action="extend", default=[], metavar="NAME[=VALUE]", help="play this too; see below")
     add(
         "--seed",
-        type=int,
-        default=10_000,
+        type=read.whole(FIRST_EVALUATION_SEED, read.LAST_SEED - 1_000_000, below="those below are the demonstrations'"),
+        default=FIRST_EVALUATION_SEED,
         help="of the first episode; demonstrations have those below 10000 (default: 10000)",
     )
-    add("--max_steps", type=int, help="control steps after which an episode has failed (default: the scene's)")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest action token, above samples (default: 0)")
+    add(
+        "--max_steps", type=read.whole(1), help="control steps after which an episode has failed (default: the scene's)"
+    )
+    add(
+        "--temperature",
+        type=read.number(Within("[0, inf)", "at least 0")),
+        default=0.0,
+        help="0 takes the likeliest action token, above samples (default: 0)",
+    )
     add(
         "--time_limit",
-        type=float,
+        type=read.number(Within("(0, inf)", "positive")),
         default=600.0,
         metavar="SECONDS",
         help="a process that hangs for so long is killed, and its episode has timed out (default: 600)",
     )
-    add("--workers", type=int, help="processes that simulate (default: one a core)")
+    add("--workers", type=read.whole(1, read.MOST_WORKERS), help="processes that simulate (default: one a core)")
     add(
         "--batch",
-        type=int,
+        type=read.whole(1, 10_000),
         help="so many episodes make one batch for the policies; on the CPU, as many others are simulated meanwhile (default: 4; "
         "8 on a GPU)",
     )
@@ -118,11 +135,15 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
         help="where physics runs. gpu: --batch episodes at a time in ManiSkill's parallel simulation, pictures too; where "
         "policies drive every agent (default: cpu)",
     )
-    add("--device", help="where the policies run: cpu, cuda (default: cuda if there is one)")
-    add("--output", type=Path, help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)")
+    add("--device", type=read.device, help="where the policies run: cpu, cuda (default: cuda if there is one)")
+    add(
+        "--output",
+        type=read.path,
+        help="directory for results (default: robofactory/results/POLICY/TASK_NUM/CHECKPOINT)",
+    )
     add(
         "--videos",
-        type=int,
+        type=read.whole(0),
         default=8,
         help="episodes whose video is kept: the worst, the best, then other failures before successes (default: 8)",
     )
@@ -130,14 +151,8 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     args = parser.parse_intermixed_args(arguments)
     of_policies = ("checkpoint", "data_num", "dataset", "batch", "device")
     if args.policy == EXPERT and (given := [name for name in of_policies if getattr(args, name) is not None]):
-        raise UserError(f"--policy expert has no use for --{given[0]}; leave it away")
+        raise UserError(f"--policy expert has no use for --{given[0]}; omit it")
     args.checkpoint = args.checkpoint or "latest"
-    for name, least in {"episodes": 1, "videos": 0, "temperature": 0, "max_steps": 1, "workers": 1, "batch": 1}.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be {least} or more")
-    if args.time_limit <= 0:
-        raise UserError(f"--time_limit {args.time_limit:g}: must be above 0")
     if args.simulator == "gpu" and args.workers is not None:
         raise UserError(f"--workers {args.workers}: --simulator gpu has one process; give --batch, or use cpu")
     if args.until is not None:
@@ -158,30 +173,35 @@ def half_width(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    from robofactory.evaluation.asked_ablations import read_ablations
+
+    # ---- who drives whom
+    scene = load_task_scene(args.task, args.config, args.overrides)
+    learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
+    ablated = read_ablations(args.ablate, scene, bool(learned))
+    if args.simulator == "gpu":
+        require_lockstep(scene.num_agents - len(learned), ablated)
+    checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
+    root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
+
     from robofactory.evaluation import (
         ablations,
         checkpoints_report,
         looking,
         paired_report,
-        parallel,
         playing,
         report,
         results,
         rollout,
     )
     from robofactory.policy import Policies, digest_of_weights
+    from robofactory.sim.env import require_gpu_physics
 
     num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
-    results.require_unseen_seeds(args.seed, num_episodes)
 
-    # ---- who drives whom, and what they see
-    scene = load_task_scene(args.task, args.config, args.overrides)
-    learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
-    ablated = ablations.read_ablations(args.ablate, scene, bool(learned))
+    # ---- what they see
     if args.simulator == "gpu":
-        parallel.require_lockstep(scene.num_agents - len(learned), ablated)
-    checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
-    root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
+        require_gpu_physics()
     device, num_workers, num_threads = hardware(
         args.device, 1 if args.simulator == "gpu" else args.workers, bool(learned)
     )
@@ -254,12 +274,21 @@ def learned_agents(scene: SceneConfig, policy: str, partner: str | None, agent_i
         )
     if policy == EXPERT:
         if partner is not None:
-            raise UserError("--policy expert drives every agent already; leave --partner and --agent_id away")
+            raise UserError("--policy expert drives every agent already; omit --partner and --agent_id")
         return []
     if agent_id is None:
         return list(range(scene.num_agents))
     require_agent(scene, agent_id)
     return [agent_id]
+
+
+def require_lockstep(num_experts: int, ablations: "Sequence[Ablation]") -> None:
+    """Raises UserError for what parallel simulation cannot do."""
+    if num_experts:
+        raise UserError("--simulator gpu: the expert reads one environment; use cpu, or let policies drive every agent")
+    for ablation in ablations:
+        if ablation.kind.has_scene_per_episode:
+            raise UserError(f"--simulator gpu: {ablation} changes the scene from episode to episode; play it on cpu")
 
 
 def checkpoint_name(checkpoints: dict[int, Path], asked: str) -> str:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from robofactory.errors import UserError
-from robofactory.evaluation.ablations import KINDS, Ablation
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 from robofactory.evaluation.rollout import Answer, Episode, Plan, of_each, states_of
 from robofactory.evaluation.workers import Seat, Setup, Worker, lost
@@ -35,18 +33,6 @@ class Turn:
 
 
 Round = Generator[Turn, dict[int, Answer], Turn]  # asks for all rows that go on; the last turn has none
-
-
-def require_lockstep(num_experts: int, ablations: Sequence[Ablation]) -> None:
-    """Raises UserError for what parallel simulation cannot do, or if there is no GPU that can simulate."""
-    from robofactory.sim.env import require_gpu_physics
-
-    if num_experts:
-        raise UserError("--simulator gpu: the expert reads one environment; use cpu, or let policies drive every agent")
-    for ablation in ablations:
-        if KINDS[ablation.name].has_scene_per_episode:
-            raise UserError(f"--simulator gpu: {ablation} changes the scene from episode to episode; play it on cpu")
-    require_gpu_physics()
 
 
 class Lockstep:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from robofactory.config import FIRST_EVALUATION_SEED, PACKAGE
+from robofactory.config import PACKAGE
 from robofactory.errors import UserError
 from robofactory.evaluation.failures import STAGES
 from robofactory.files import write_atomically
@@ -249,16 +249,6 @@ def episodes_enough(half_width: float) -> int:
     Wilson's interval is widest at a rate of 1/2, and there z / (2 sqrt(n + z^2)) to each side.
     """
     return max(1, math.ceil(Z_95**2 * (2500 / half_width**2 - 1)))
-
-
-def require_unseen_seeds(first_seed: int, num_episodes: int) -> None:
-    """Raises UserError for seeds that demonstrations may have been recorded with."""
-    if first_seed < FIRST_EVALUATION_SEED:
-        last = first_seed + num_episodes - 1
-        raise UserError(
-            f"--seed {first_seed}: seeds {first_seed}..{last} overlap the demonstrations' 0..{FIRST_EVALUATION_SEED - 1}; "
-            f"use {FIRST_EVALUATION_SEED} or above"
-        )
 
 
 def renderer() -> str:

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robofactory import arguments
 from robofactory.config import choose_device, home
 from robofactory.errors import UserError, run_command
 from robofactory.paths import find_weights
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory merge",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 example:
   robofactory merge robofactory/checkpoints/openvla/LiftBarrier-rf_Agent0_150/latest my/openvla-7b-lift-barrier
@@ -37,11 +37,11 @@ The official code un-normalises with unnorm_key=LiftBarrier-rf_Agent0_150. Crop 
 one view and 256 tokens: for use there, train with data.views=[side] model.global_token=false. model.model_name takes
 the directory to fine-tune it further.""",
     )
-    parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint of a fine-tuned model")
-    parser.add_argument("output", type=Path, help="directory to make")
-    parser.add_argument("--data", type=Path, help="its dataset (default: the one with the run's name)")
-    parser.add_argument("--frames", type=int, default=8, help="to compare both on (default: 8)")
-    parser.add_argument("--device", help="cpu, cuda (default: cuda if there is one)")
+    parser.add_argument("checkpoint", type=arguments.path, help="directory of a checkpoint of a fine-tuned model")
+    parser.add_argument("output", type=arguments.path, help="directory to make")
+    parser.add_argument("--data", type=arguments.path, help="its dataset (default: the one with the run's name)")
+    parser.add_argument("--frames", type=arguments.whole(1, 100_000), default=8, help="to compare both on (default: 8)")
+    parser.add_argument("--device", type=arguments.device, help="cpu, cuda (default: cuda if there is one)")
     return parser.parse_args()
 
 
@@ -49,8 +49,8 @@ def main() -> None:
     args = parse_arguments()
     if args.output.exists():
         raise UserError(f"{args.output} exists; choose another directory, or move it away")
-    if args.frames < 1:
-        raise UserError(f"--frames {args.frames}: must be 1 or more, to compare the merged model on")
+    if not args.checkpoint.is_dir():
+        raise UserError(f"no checkpoint directory {args.checkpoint}")
     checkpoint = args.checkpoint.resolve()  # `latest` is a link
     data = args.data or home() / "data" / checkpoint.parent.name
     print(merge(checkpoint, args.output, data, args.frames, choose_device(args.device)))

@@ -2,15 +2,15 @@
 
 import argparse
 
+from robofactory import arguments
 from robofactory.config import RecipeConfig, load_recipe
 from robofactory.errors import UserError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory summary",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   robofactory summary
@@ -18,8 +18,10 @@ examples:
   robofactory summary data.views=[side] model.global_token=false      the official model, one picture""",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="a name in robofactory/configs or a .yaml file (default: robot_openvla)")  # fmt: skip
-    parser.add_argument("--proprio_dim", type=int, default=8, help="numbers of joint positions, with model.use_proprio=true (default: 8)")  # fmt: skip
-    parser.add_argument("--text_tokens", type=int, default=20, help="of the prompt, without BOS (default: 20)")
+    parser.add_argument("--proprio_dim", type=arguments.whole(1, 10_000), default=8, help="numbers of joint positions, with model.use_proprio=true (default: 8)")  # fmt: skip
+    parser.add_argument(
+        "--text_tokens", type=arguments.whole(0, 100_000), default=20, help="of the prompt, without BOS (default: 20)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
     return parser.parse_intermixed_args()
 

@@ -3,13 +3,12 @@
 robofactory preview --config robofactory/configs/table/lift_barrier.yaml --render scene.png
 """
 
-import argparse
 import importlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
+from robofactory import arguments
 from robofactory.config import SceneConfig, load_scene, scene_file
 from robofactory.errors import UserError, run_command
 
@@ -142,22 +141,31 @@ def check_scene(scene: SceneConfig, source: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory preview",
         description="Draw what every camera of a scene sees, one labelled PNG.",
         epilog="example: robofactory preview --render scene.png --seed 7 --steps 20 visual_detail=low",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", help="the scene file (default: that of --task)")
-    parser.add_argument("--task", default="LiftBarrier-rf", help="(default: %(default)s)")
-    parser.add_argument("--render", default="preview.png", metavar="PNG", help="file to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the layout (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=0, help="of the expert before the picture (default: %(default)s)")
+    parser.add_argument("--config", type=arguments.path, help="the scene file (default: that of --task)")
+    parser.add_argument("--task", type=arguments.name, default="LiftBarrier-rf", help="(default: %(default)s)")
+    parser.add_argument(
+        "--render",
+        type=arguments.path,
+        default="preview.png",
+        metavar="PNG",
+        help="file to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=arguments.whole(0, arguments.LAST_SEED), default=0, help="of the layout (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=arguments.whole(0), default=0, help="of the expert before the picture (default: %(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the scene file")
     args = parser.parse_args()
-    if Path(args.render).suffix != ".png":
+    if args.render.suffix != ".png":
         raise UserError(f"--render {args.render}: the picture is a .png")
-    if not Path(args.render).absolute().parent.is_dir():
+    if not args.render.absolute().parent.is_dir():
         raise UserError(f"--render {args.render}: no such directory")
 
     path = args.config or scene_file(args.task)

@@ -6,6 +6,7 @@ Nothing is downloaded or computed: the real step runs on tensors that have a siz
 import argparse
 from typing import TYPE_CHECKING
 
+from robofactory import arguments
 from robofactory.config import RecipeConfig, load_recipe
 from robofactory.errors import run_command
 
@@ -14,10 +15,9 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory memory",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   robofactory memory --recipe robot_openvla

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from robofactory import arguments
 from robofactory.config import RecipeConfig, load_recipe, load_task_scene, of_round, require_agent, with_pictures
 from robofactory.errors import EXIT_STOPPED, UserError, run_command
-from robofactory.paths import dataset_dir, find_weights, relabelled_dir, run_dir
+from robofactory.paths import dataset_dir, dataset_place, find_weights, relabelled_dir, run_dir
 
 OPEN_LOOP_FRAMES = 64  # of a held-out episode, at every checkpoint that is kept
 PREFLIGHT_EXAMPLES = 8
@@ -18,11 +19,10 @@ LARGEST_ON_A_CPU = 100_000_000  # parameters of published weights that are fine-
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory train",
         allow_abbrev=False,  # the processes of --all_agents would not know the short form
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   bash train.sh --policy openvla --task LiftBarrier-rf --agent_id 0 --recipe robot_openvla_tiny     (a laptop's CPU)
@@ -34,22 +34,22 @@ robofactory/config.py. Out of memory: dataloader.batch_size=8 training.gradient_
 Demonstrations are recorded first when there are none.""",
     )
     parser.add_argument("--policy", default="openvla", choices=["openvla"], help="kind of policy (default: openvla)")
-    parser.add_argument("--task", help="for instance LiftBarrier-rf")
+    parser.add_argument("--task", type=arguments.name, help="for instance LiftBarrier-rf")
     agents = parser.add_mutually_exclusive_group()
-    agents.add_argument("--agent_id", type=int, default=0, help="whose policy to train (default: 0)")
+    agents.add_argument("--agent_id", type=arguments.whole(0), default=0, help="whose policy to train (default: 0)")
     agents.add_argument(
         "--all_agents",
         action="store_true",
         help="train every agent of the task: side by side on a CPU, one after the other on a GPU",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
-    parser.add_argument("--config", help="scene of the task, .yaml (default: the task's own)")
-    parser.add_argument("--gpus", type=int, default=1, help="processes, one a GPU (default: 1); on several machines, see docs/slurm.sh")  # fmt: skip
+    parser.add_argument("--config", type=arguments.path, help="scene of the task, .yaml (default: the task's own)")
+    parser.add_argument("--gpus", type=arguments.whole(1), default=1, help="processes, one a GPU (default: 1); on several machines, see docs/slurm.sh")  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
-    parser.add_argument("--round", type=int, default=0, help="above 0: go on with what robofactory record --round recorded (default: 0, the demonstrations alone)")  # fmt: skip
-    parser.add_argument("--replay", metavar="DIRECTORY", help="run the step that training gave up at again, from the directory it named")  # fmt: skip
+    parser.add_argument("--round", type=arguments.whole(0), default=0, help="above 0: go on with what robofactory record --round recorded (default: 0, the demonstrations alone)")  # fmt: skip
+    parser.add_argument("--replay", type=arguments.path, metavar="DIRECTORY", help="run the step that training gave up at again, from the directory it named")  # fmt: skip
     parser.add_argument("--bar_position", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the recipe")
     args = parser.parse_intermixed_args()
@@ -60,14 +60,14 @@ Demonstrations are recorded first when there are none.""",
 
 def main() -> None:
     args = parse_arguments()
-    if args.gpus < 1:
-        raise UserError(f"--gpus takes a number of at least 1, not {args.gpus}")
     if args.all_agents and args.gpus > 1:
         raise UserError("--all_agents shares one machine's cores or its one GPU; with --gpus, train one --agent_id after the other")  # fmt: skip
     if args.replay:
+        if not args.replay.is_dir():
+            raise UserError(f"--replay {args.replay}: no such directory")
         from robofactory.training import replay
 
-        print(replay.run_again(Path(args.replay)))
+        print(replay.run_again(args.replay))
         return
     recipe = of_round(load_recipe(args.recipe, args.overrides), args.round)
     agents = [args.agent_id]
@@ -75,6 +75,9 @@ def main() -> None:
         agents = list(range(load_task_scene(args.task, args.config).num_agents))
     demonstrations = [dataset_dir(args.task, agent_id, recipe.data.num_episodes) for agent_id in agents]
     if recipe.data.datasets:
+        for place in map(dataset_place, recipe.data.datasets):
+            if "://" not in place and not Path(place).is_dir() and Path(place) not in demonstrations:
+                raise UserError(f"data.datasets: there is no directory {place}")
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
     if args.config or not all(map(is_recorded, demonstrations)):
         require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
@@ -122,7 +125,7 @@ def is_recorded(demonstrations: Path) -> bool:
     return (demonstrations / "meta" / "info.json").exists()
 
 
-def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes: int) -> None:
+def require_task(task: str, scene_path: Path | None, agent_id: int, num_episodes: int) -> None:
     """Raises UserError unless it is a task and an agent of ours. Data that is there already needs neither."""
     try:
         scene = load_task_scene(task, scene_path)
@@ -132,7 +135,7 @@ def require_task(task: str, scene_path: str | None, agent_id: int, num_episodes:
     require_agent(scene, agent_id)
 
 
-def require_same_scene(task: str, scene_path: str, recipe: RecipeConfig, recorded: list[Path]) -> None:
+def require_same_scene(task: str, scene_path: Path, recipe: RecipeConfig, recorded: list[Path]) -> None:
     """Raises UserError where demonstrations that are there already would not have been recorded in this scene."""
     from robofactory.data.episodes import require_scene
 
@@ -150,7 +153,7 @@ def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
         return
     command = ["-m", "robofactory.demos.record", "--task", args.task, "--recipe", args.recipe, *args.overrides]
     if args.config is not None:
-        command += ["--config", args.config]
+        command += ["--config", str(args.config)]
     if "WORLD_SIZE" in os.environ:
         raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
     children.run([command])

@@ -317,7 +317,7 @@ def test_relabelling_without_policies_says_how_to_train_them(tmp_path, monkeypat
     ("options", "problem"),
     [
         (["--round", "1", "--width", "64"], "--round records the scene and pictures of the demonstrations"),
-        (["--round", "-1"], "--round must not be negative, got -1"),
+        (["--round", "-1"], "--round: must be at least 0, got -1"),
         (["--round", "1", "--num", "501"], "--num 501: a round has at most 500"),
         (["--round", "1", "visual_detail=low"], "--round records the scene and pictures of the demonstrations"),
         (["--round", "9", "--recipe", "robot_openvla_tiny"], "--round 9: the recipe has rounds 0 to"),
@@ -360,7 +360,7 @@ def test_what_is_said_of_the_scene_wins_over_the_recipes_pictures(monkeypatch):
 @pytest.mark.parametrize("flag", ["--width", "--height"])
 def test_a_picture_has_a_size(monkeypatch, flag):
     monkeypatch.setattr("sys.argv", ["record", "--task", "LiftBarrier-rf", flag, "0"])
-    with pytest.raises(UserError, match=f"{flag} must be positive, got 0"):
+    with pytest.raises(UserError, match=f"{flag}: must be at least 1, got 0"):
         main()
 
 

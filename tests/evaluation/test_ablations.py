@@ -6,8 +6,9 @@ import pytest
 from evaluation_samples import sample_observations, sample_scene
 
 from robofactory.errors import UserError
-from robofactory.evaluation import ablations, evaluate
-from robofactory.evaluation.ablations import Ablation, Perturbation, begin, read_ablations
+from robofactory.evaluation import evaluate
+from robofactory.evaluation.ablations import Perturbation, begin
+from robofactory.evaluation.asked_ablations import KINDS, Ablation, read_ablations
 from robofactory.shapes import Action, Observation
 
 SCENE = sample_scene()
@@ -186,7 +187,7 @@ def test_help_names_every_ablation_with_its_usual_value(capsys):
     with pytest.raises(SystemExit):
         evaluate.parse_arguments(["--help"])
     said = capsys.readouterr().out
-    for name, kind in ablations.KINDS.items():
+    for name, kind in KINDS.items():
         usual = f"'{kind.usual}'" if name == "instruction" else kind.usual or "VIEW"
         assert f"{name}={usual}" in said
 

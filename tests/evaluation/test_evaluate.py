@@ -99,8 +99,11 @@ def test_a_path_may_stand_for_every_agent(home):
     ("arguments", "message"),
     [
         (["--task", "LiftBarier-rf"], "did you mean 'LiftBarrier-rf'"),
-        (["--task", TASK, "--seed", "42"], "overlap the demonstrations'"),
-        (["--task", TASK, "--episodes", "0"], "--episodes 0: must be 1 or more"),
+        (
+            ["--task", TASK, "--seed", "42"],
+            "--seed: must be at least 10000, got 42; those below are the demonstrations'",
+        ),
+        (["--task", TASK, "--episodes", "0"], "--episodes: must be at least 1, got 0"),
         (["--task", TASK, "--partner", "expert"], "go together"),
         (["--task", TASK, "--partner", "expert", "--agent_id", "2"], "no agent 2; its agents are 0, 1"),
         (["--task", TASK, "--policy", "expert", "--partner", "expert", "--agent_id", "0"], "every agent already"),
@@ -108,11 +111,11 @@ def test_a_path_may_stand_for_every_agent(home):
         (["--task", TASK, "succes.max_tilt_deg=5"], "unknown key"),
         (["--task", TASK, "--until", "±0"], "--until ±0: expected points above 0 and at most 50, such as ±5"),
         (["--task", TASK, "--until", "narrow"], "--until narrow: expected points"),
-        (["--task", TASK, "--time_limit", "0"], "--time_limit 0: must be above 0"),
+        (["--task", TASK, "--time_limit", "0"], "--time_limit: must be positive, got 0"),
         (["--task", TASK, "--ablate", "blackout=left"], "no view 'left'; it has side, overhead, wrist"),
         (["--task", TASK, "--policy", "expert", "--ablate", "light"], "the expert looks at no pictures"),
-        (["--task", TASK, "--policy", "expert", "--checkpoint", "latest"], "expert has no use for --checkpoint; leave"),
-        (["--task", TASK, "--policy", "expert", "--batch", "2"], "expert has no use for --batch; leave it away"),
+        (["--task", TASK, "--policy", "expert", "--checkpoint", "latest"], "expert has no use for --checkpoint; omit"),
+        (["--task", TASK, "--policy", "expert", "--batch", "2"], "expert has no use for --batch; omit it"),
         (["--task", TASK, "--simulator", "gpu", "--policy", "expert"], "the expert reads one environment"),
         (["--task", TASK, "--simulator", "gpu", "--partner", "expert", "--agent_id", "0"], "the expert reads one"),
         (["--task", TASK, "--simulator", "gpu", "--workers", "2"], "--workers 2: --simulator gpu has one process"),
@@ -130,6 +133,8 @@ def test_a_mistake_is_one_line(home, arguments, message):
 
 def test_simulation_on_a_gpu_that_is_not_there_is_one_line_before_anything_is_loaded(home, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for agent in (0, 1):
+        trained(home, agent, 150, "epoch_1")
     with pytest.raises(UserError, match=r"^physics on the GPU: there is no CUDA GPU here; simulate on the CPU$"):
         evaluate.main(["--task", TASK, "--simulator", "gpu", "--ablate", "light"])
 

@@ -184,15 +184,3 @@ def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "episodes.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"episodes\.json is not valid JSON"):
         results.load(tmp_path)
-
-
-@pytest.mark.parametrize("first", [0, 9_999, -1])
-def test_seeds_of_the_demonstrations_are_refused(first):
-    with pytest.raises(UserError, match=r"overlap the demonstrations' 0\.\.9999; use 10000 or above"):
-        results.require_unseen_seeds(first, 50)
-
-
-def test_the_seed_after_the_last_demonstrations_is_the_first_allowed():
-    with pytest.raises(UserError, match="use 10000 or above"):
-        results.require_unseen_seeds(9_999, 1)
-    assert results.require_unseen_seeds(10_000, 1) is None

@@ -183,7 +183,7 @@ def test_a_scene_that_the_demonstrations_are_not_of_is_refused(home, tmp_path, m
 @pytest.mark.parametrize("number", ["0", "-2"])
 def test_a_number_of_gpus_that_makes_no_sense_is_one_line(monkeypatch, number):
     monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--gpus", number])
-    with pytest.raises(UserError, match=f"--gpus takes a number of at least 1, not {number}"):
+    with pytest.raises(UserError, match=f"--gpus: must be at least 1, got {number}; see robofactory train --help"):
         main()
 
 
