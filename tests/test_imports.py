@@ -53,7 +53,18 @@ ALLOWED = {
     },
     "export": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
-    "evaluation": {"sim", "policy", "config", "settings", "paths", "files", "documents", "pages", "processes", "shapes"},
+    "evaluation": {
+        "sim",
+        "policy",
+        "config",
+        "settings",
+        "paths",
+        "files",
+        "documents",
+        "pages",
+        "processes",
+        "shapes",
+    },
 }
 BARE = (
     "robofactory.arguments",

@@ -116,7 +116,7 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     )
     add(
         "--time_limit",
-        type=read.number(Within("(0, inf)", "positive")),
+        type=read.number(Within("(0, 1e6]")),
         default=600.0,
         metavar="SECONDS",
         help="a process that hangs for so long is killed, and its episode has timed out (default: 600)",
@@ -173,9 +173,9 @@ def half_width(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    from robofactory import files
     from robofactory.evaluation.asked_ablations import read_ablations
 
-    # ---- who drives whom
     scene = load_task_scene(args.task, args.config, args.overrides)
     learned = learned_agents(scene, args.policy, args.partner, args.agent_id)
     ablated = read_ablations(args.ablate, scene, bool(learned))
@@ -183,7 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require_lockstep(scene.num_agents - len(learned), ablated)
     checkpoints = find_checkpoints(args.policy, args.task, learned, args.checkpoint, args.data_num)
     root = args.output or results_root(args.policy, args.task, checkpoints, args.checkpoint)
+    with files.owned(root / directory_name(learned, scene.num_agents)):
+        evaluate(args, scene, checkpoints, ablated, root)
 
+
+def evaluate(
+    args: argparse.Namespace, scene: SceneConfig, checkpoints: dict[int, Path], ablated: "list[Ablation]", root: Path
+) -> None:
+    """Play what is asked for, as it is and with each ablation, below `root`; report it.
+
+    Args:
+        checkpoints: of the agents that learned policies drive.
+    """
     from robofactory.evaluation import (
         ablations,
         checkpoints_report,
@@ -200,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     num_episodes = args.episodes or (results.episodes_enough(args.until) if args.until else 50)
 
     # ---- what they see
+    learned = list(checkpoints)
     if args.simulator == "gpu":
         require_gpu_physics()
     device, num_workers, num_threads = hardware(

@@ -17,7 +17,7 @@ import torch
 
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
 from robofactory.evaluation.rollout import Answer, Episode, Plan, of_each, states_of
-from robofactory.evaluation.workers import Seat, Setup, Worker, lost
+from robofactory.evaluation.workers import DEATH, Seat, Setup, Worker, lost
 from robofactory.shapes import Observation
 
 if TYPE_CHECKING:  # a process that simulates imports no model
@@ -93,18 +93,29 @@ def play_episodes(
         setup: makes a `Lockstep` in the process (it is pickled).
         seeds: each once.
     Raises:
-        UserError: `setup` failed or hangs: no episode could be played at all.
+        UserError: `setup` failed, hangs, or its process died several times; a disk is full.
     """
     queues = [deque(seed for seed in seeds if seed % policies.num_rows == row) for row in range(policies.num_rows)]
     worker = None
     try:
         while any(queues):
-            worker = worker if worker is not None and worker.process.is_alive() else Worker(setup, [Seat(0, 1)])
+            if worker is None or not worker.process.is_alive():
+                worker = _set_up(setup, time_limit_s)
             together = {row: queue.popleft() for row, queue in enumerate(queues) if queue}
             yield from _play_together(worker, together, time_limit_s, policies)
     finally:
         if worker is not None:
-            worker.stop()
+            worker.end()
+
+
+def _set_up(setup: Setup, time_limit_s: float) -> Worker:
+    worker = Worker(setup, [Seat(0, 1)])
+    while not worker.is_ready:
+        has_news = wait([worker.pipe], max(0.0, time_limit_s - worker.silence_s))
+        kind, _, content = worker.receive() if has_news else worker.kill(time_limit_s)
+        if kind == DEATH:
+            worker = worker.again(content)
+    return worker
 
 
 def _play_together(
@@ -119,12 +130,10 @@ def _play_together(
         has_news = wait([worker.pipe], max(0.0, time_limit_s - worker.silence_s))
         kind, _, content = worker.receive() if has_news else worker.kill(time_limit_s)
         if kind in (CRASH, TIME_OUT):
-            worker.stop()
+            worker.end()
             for seed in sorted(going):
                 yield lost(seed, kind, time.perf_counter() - started, content)
             return
-        if kind == "ready":
-            continue
         for episode in content.ended:
             going.remove(episode.seed)
             yield episode

@@ -7,8 +7,7 @@ the row.
 """
 
 import contextlib
-import multiprocessing
-import signal
+import errno
 import sys
 import time
 import traceback
@@ -18,8 +17,9 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from robofactory.errors import UserError
+from robofactory.errors import UserError, explained
 from robofactory.evaluation.results import CRASH, TIME_OUT, EpisodeResult
+from robofactory.processes import Child
 
 if TYPE_CHECKING:
     from robofactory.evaluation.looking import Onlooker
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NUM_GROUPS = 2
 SET_UP_FAILED = "the simulator or the policies could not be set up: {}"
+DEATH, MAX_DEATHS = "death", 3  # of a process while it is set up; in a row
+WHAT_HELPS = "if memory was short, use fewer --workers; the same command continues"
 # What a seat plays: a `rollout.Play` of a seed, or a `parallel.Round` of several.
 Setup = Callable[[], Callable[[int, Any], Generator[Any, Any, Any]]]
 
@@ -51,7 +53,7 @@ def play_episodes(
         seeds: each once.
         policies: answer the episodes' questions, and say how many there are at a time; None: they have none.
     Raises:
-        UserError: `setup` failed or hangs: no episode could be played at all.
+        UserError: `setup` failed, hangs, or its process died several times; a disk is full.
     """
     num_rows = 1 if policies is None else policies.num_rows
     num_seats = num_workers if policies is None else NUM_GROUPS * num_rows
@@ -73,6 +75,9 @@ def play_episodes(
                     assert seat is not None
                     seat.question = content
                     continue
+                if kind == DEATH:
+                    workers[workers.index(worker)] = worker.again(content)
+                    continue
                 if kind in (CRASH, TIME_OUT):
                     assert seat is not None and seat.seed is not None
                     yield lost(seat.seed, kind, time.perf_counter() - seat.started, content)
@@ -92,13 +97,13 @@ def play_episodes(
                     if queues[free.row]:
                         worker.play(free, queues[free.row].popleft())
                 if all(each.seed is None for each in worker.seats):
-                    worker.stop()
+                    worker.end()
                     workers.remove(worker)
             for group in range(NUM_GROUPS):
                 _answer([seat for seat in seats if seat.group == group], workers, policies)
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.end()
 
 
 def lost(seed: int, outcome: str, seconds: float, message: str) -> EpisodeResult:
@@ -150,17 +155,25 @@ def _answer(group: Sequence[Seat], workers: Sequence["Worker"], policies: "Polic
                 worker.tell(seat, Answer(actions, seconds, num_passes))
 
 
-class Worker:
-    def __init__(self, setup: Setup, seats: "list[Seat]"):
-        context = multiprocessing.get_context("spawn")  # fork copies neither Vulkan nor CUDA
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
-        self.process.start()
-        theirs.close()  # so that its death reads as the end of the pipe
-        self.seats = seats
+class Worker(Child):
+    def __init__(self, setup: Setup, seats: "list[Seat]", num_deaths: int = 0):
+        super().__init__(_serve, setup)  # in a fresh interpreter: fork copies neither Vulkan nor CUDA
+        self.setup, self.seats = setup, seats
+        self.num_deaths = num_deaths  # of those that were to be in its place, while they were set up
         self.is_ready = False
         self.told: list[Seat] = []  # seats that it has to step, in the order in which it does
         self.heard = time.perf_counter()  # when it last said something, or was told something after it had waited
+
+    def again(self, how: str) -> "Worker":
+        """One in the place of this one, which died while it was set up.
+
+        Raises:
+            UserError: too many have.
+        """
+        if self.num_deaths + 1 == MAX_DEATHS:
+            raise UserError(SET_UP_FAILED.format(f"{MAX_DEATHS} processes in a row died ({how}); {WHAT_HELPS}"))
+        print(f"a process died while it was set up ({how}); a fresh one takes its place", file=sys.stderr)
+        return Worker(self.setup, self.seats, self.num_deaths + 1)
 
     def play(self, seat: Seat, seed: int) -> None:
         seat.take(seed)
@@ -174,11 +187,6 @@ class Worker:
         with contextlib.suppress(ConnectionError):  # it is dead: `receive` will say so
             self.pipe.send((seat.number, content))
 
-    def stop(self) -> None:
-        if self.process.is_alive():
-            self.process.terminate()
-        self.process.join()
-
     @property
     def silence_s(self) -> float:
         """How long it has been silent with something to do: to set up, or to step a seat."""
@@ -186,15 +194,14 @@ class Worker:
 
     def kill(self, time_limit_s: float) -> tuple[str, Seat | None, Any]:
         """End it although it may listen to no signal; what there is to say in its place, as of `receive`."""
-        self.process.kill()
-        self.process.join()
+        self.end()
         message = f"no answer within {time_limit_s:g} s"
         if not self.is_ready:
-            raise UserError(SET_UP_FAILED.format(message))
+            raise UserError(SET_UP_FAILED.format(f"{message}; a higher --time_limit gives it longer"))
         return TIME_OUT, self.told.pop(0), message
 
     def receive(self) -> tuple[str, Seat | None, Any]:
-        """What kind of news ("ready", "question", "episode" or a crash), of which seat, and what it is.
+        """What kind of news ("ready", "question", "episode", DEATH in set-up or a crash), of which seat, and what it is.
 
         Raises:
             UserError: it could not be set up, or met what a user can mend.
@@ -203,10 +210,9 @@ class Worker:
         try:
             kind, content = self.pipe.recv()
         except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            kind, content = CRASH if self.is_ready else "setup failed", f"the process died ({died})"
+            if not self.is_ready:
+                return DEATH, None, self.how_it_ended()
+            kind, content = CRASH, f"the process died ({self.how_it_ended()})"
         if kind == "setup failed":
             raise UserError(SET_UP_FAILED.format(content))
         if kind == "user error":
@@ -221,7 +227,6 @@ class Worker:
 
 def _serve(pipe: Connection, setup: Setup) -> None:
     """The life of a worker process: each message moves one seat's episode on, to its next question or its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it keeps what is complete and ends us
     with _Reported(pipe, "setup failed"):
         start = setup()
     pipe.send(("ready", None))
@@ -257,6 +262,8 @@ class _Reported:
     ) -> None:
         if isinstance(error, UserError):
             self.pipe.send(("user error", str(error)))
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self.pipe.send(("user error", explained(error)))  # no crash: the next episode would end as this one
         elif error is not None:
             traceback.print_exception(error, file=sys.stderr)
             self.pipe.send((self.kind, f"{type(error).__name__}: {' '.join(str(error).split())}"))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
 from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
 
+from robofactory import files
 from robofactory.config import look_of, overridden, to_yaml, with_look, with_pictures
 from robofactory.errors import UserError
 from robofactory.evaluation import evaluate, playing, results
@@ -137,6 +139,17 @@ def test_simulation_on_a_gpu_that_is_not_there_is_one_line_before_anything_is_lo
         trained(home, agent, 150, "epoch_1")
     with pytest.raises(UserError, match=r"^physics on the GPU: there is no CUDA GPU here; simulate on the CPU$"):
         evaluate.main(["--task", TASK, "--simulator", "gpu", "--ablate", "light"])
+
+
+def test_two_evaluations_into_one_directory_are_noticed_before_anything_is_loaded(home):
+    root = home / "results"
+    arguments = ["--task", TASK, "--policy", "expert", "--output", str(root)]
+    with (
+        files.owned(root / "expert"),
+        pytest.raises(UserError, match=rf"results/expert is being written by process {os.getpid()} on"),
+    ):
+        evaluate.main(arguments)
+    assert list(root.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- look

@@ -1,10 +1,15 @@
 import dataclasses
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from worker_samples import (
+    die_in_set_up,
     fail_to_set_up,
+    fill_the_disk,
     hang_in_set_up,
     play_all_well,
     play_asking,
@@ -15,7 +20,7 @@ from worker_samples import (
 
 from robofactory.errors import UserError
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
-from robofactory.evaluation.workers import play_episodes
+from robofactory.evaluation.workers import MAX_DEATHS, play_episodes
 from robofactory.model import precision
 from robofactory.policy import Policies
 
@@ -68,7 +73,7 @@ def test_an_episode_that_hangs_is_killed_and_timed_out_and_those_at_its_side_are
 
 
 def test_a_set_up_that_hangs_stops_the_evaluation_with_one_line():
-    with pytest.raises(UserError, match="could not be set up: no answer within 2 s"):
+    with pytest.raises(UserError, match="could not be set up: no answer within 2 s; a higher --time_limit"):
         list(play_episodes(hang_in_set_up, range(3), 1, 2.0))
 
 
@@ -86,8 +91,46 @@ def test_batches_play_what_single_questions_play(models, monkeypatch):
         (fail_to_set_up, "could not be set up: RuntimeError: no Vulkan device"),
         (refuse_the_checkpoint, "^modules.safetensors cannot be read$"),
         (refuse_the_observation, "^the observation has no view 'wrist'$"),
+        (fill_the_disk, r"^No space left on device: /results/videos/\.seed_0\.tmp\.mp4$"),
     ],
 )
 def test_what_fails_for_every_episode_stops_the_evaluation_with_one_line(setup, message):
     with pytest.raises(UserError, match=message):
         list(play_episodes(setup, range(3), 1, PATIENT_S))
+
+
+def test_a_process_that_dies_while_it_is_set_up_is_replaced_and_ends_nothing(tmp_path, capfd):
+    """One that was killed for memory meanwhile ended the whole evaluation."""
+    setup = partial(die_in_set_up, tmp_path / "deaths", MAX_DEATHS - 1)
+    assert sorted(each.seed for each in play_episodes(setup, range(2), 1, PATIENT_S)) == [0, 1]
+    said = capfd.readouterr().err
+    assert said.count("died while it was set up (killed by SIGKILL, as when no memory is left)") == MAX_DEATHS - 1
+
+
+def test_processes_that_die_again_and_again_while_they_are_set_up_are_one_line(tmp_path):
+    setup = partial(die_in_set_up, tmp_path / "deaths", MAX_DEATHS)
+    with pytest.raises(UserError, match=r"3 processes in a row died \(killed by SIGKILL.*use fewer --workers"):
+        list(play_episodes(setup, range(2), 1, PATIENT_S))
+
+
+PLAYING = """
+import functools, sys
+sys.path.insert(0, {tests!r})
+from robofactory.evaluation.workers import MAX_DEATHS, play_episodes
+from worker_samples import sleep_in_set_up
+if __name__ == "__main__":
+    list(play_episodes(functools.partial(sleep_in_set_up, {pids!r}), range(2), 2, 600.0))
+"""
+
+
+def test_processes_end_with_an_evaluation_that_is_killed(tmp_path):
+    """Those that were being set up outlived it by 20 to 40 s."""
+    script = tmp_path / "playing.py"
+    script.write_text(PLAYING.format(tests=str(Path(__file__).parent), pids=str(tmp_path)))
+    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    ends = time.monotonic() + 100
+    while len(pids := [path.name for path in tmp_path.glob("[0-9]*")]) < 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    run.kill()
+    run.communicate(timeout=20)  # until they have closed its pipe too
+    assert len(pids) == 2 and not any(Path("/proc", pid, "exe").exists() for pid in pids)

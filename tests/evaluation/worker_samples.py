@@ -1,9 +1,11 @@
 """What worker processes run in tests: they import it by name, so it imports little."""
 
+import errno
 import hashlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,3 +162,25 @@ def refuse_the_observation():
         yield []
 
     return play
+
+
+def die_in_set_up(left: Path, times: int):
+    """So many times; what it has died already is written down there."""
+    died = len(left.read_text()) if left.exists() else 0
+    if died < times:
+        left.write_text("x" * (died + 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return play_all_well()
+
+
+def fill_the_disk():
+    def play(seat: int, seed: int) -> "Play":
+        raise OSError(errno.ENOSPC, "No space left on device", "/results/videos/.seed_0.tmp.mp4")
+        yield []
+
+    return play
+
+
+def sleep_in_set_up(pids: str):
+    Path(pids, str(os.getpid())).touch()
+    time.sleep(3600)
