@@ -28,8 +28,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # writing to a full disk says no name
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
