@@ -132,7 +132,7 @@ def _save(
     if recipe.model.use_lora:
         save_adapter_config(model, recipe.model.model_name, temporary)
     codec.save(temporary)
-    (temporary / CONFIG).write_text(to_yaml(recipe))
+    (temporary / CONFIG).write_text(to_yaml(recipe), encoding="utf-8", newline="\n")
     try:
         torch.save(state, temporary / STATE)
     except RuntimeError as error:  # how it tells of a full disk
@@ -157,7 +157,7 @@ def write_manifest(directory: Path, update: int, keep: bool) -> None:
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     content = {"format": FORMAT, "update": update, "keep": keep, "files": files}
     temporary = directory / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
     _flush_to_disk(temporary)
     os.replace(temporary, directory / MANIFEST)
     _flush_to_disk(directory)
@@ -240,7 +240,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{directory} is no complete checkpoint: it has no {MANIFEST}{_another(directory)}")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path} is damaged{_another(directory)}") from None
     keys = {"format", "update", "keep", "files"}

@@ -63,20 +63,28 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        unread = [descriptor for descriptor in (1, 2) if _has_no_reader(descriptor)]
-        if not unread:
+        if not (_has_no_reader(1) or _has_no_reader(2)):
             raise
-        for descriptor in unread:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        _drop_unwritten()
         sys.exit(EXIT_UNREAD)
     except OSError as error:
         if (line := explained(error)) is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {line}{_drop_unwritten()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         interrupts.say()
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _drop_unwritten() -> str:
+    """Give up what could not be printed, on which the end of the interpreter would fail once more; says what it was."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ": standard output"
+    return ""
 
 
 def _has_no_reader(descriptor: int) -> bool:

@@ -22,7 +22,7 @@ def require_name(name: str) -> str:
     odd = [c for c in name if unicodedata.category(c)[0] not in "LMN" and c not in "-_.+=@, "]
     if odd or not name or name[0] in ".- " or name[-1] in ". ":
         raise UserError(
-            f"{name!r} is no name{f', because of {odd[0]!r}' if odd else ''}; "
+            f"{name[:40]!r} is no name{f', because of {odd[0]!r}' if odd else ''}; "
             "letters, digits, - _ . + = @ , and spaces between them make one"
         )
     try:

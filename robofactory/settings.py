@@ -22,6 +22,7 @@ MAX_VALUES = 20_000  # with all that its aliases stand for
 MAX_DEPTH = 20  # of sections in sections, and of references to references
 MAX_TEXT = 10_000  # characters that a text with references may become
 SHOWN_CHARACTERS = 60  # of a value in a message
+LONGEST_MESSAGE = 500  # characters, for keys may be long, too
 
 INTEGER = r"[-+]?(?:0|[1-9][0-9]{0,39})"
 FLOAT = r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
@@ -36,7 +37,7 @@ class Refused(Exception):
     """What is wrong, and at which key; whoever knows the document names it."""
 
     def __init__(self, key: str, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence if len(sentence) <= LONGEST_MESSAGE else f"{sentence[:LONGEST_MESSAGE]}...")
         self.key = key
 
 
@@ -52,7 +53,7 @@ def read(kind: type[Kind], text: str, source: str, overrides: Sequence[str] = ()
     content = tree(text, source)
     _complete(kind, content)
     for override in overrides:
-        at = f"override {override!r}"
+        at = f"override {_shown(override, 2 * SHOWN_CHARACTERS)}"
         key, equals, value = override.partition("=")
         if not (key and equals):
             raise UserError(f"{at}: expected section.key=value")
@@ -294,7 +295,7 @@ def _to_blame(key: str, source: str, overrides: Sequence[str]) -> str:
     for override in reversed(overrides):
         own = _parts(override.partition("=")[0])
         if key and own[: len(parts)] == parts[: len(own)]:
-            return f"override {override!r}"
+            return f"override {_shown(override, 2 * SHOWN_CHARACTERS)}"
     return source
 
 
@@ -399,9 +400,9 @@ def _wrong(key: str, problem: str) -> Refused:
     return Refused(key, f"key {key!r}: {problem}" if key else problem)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _what_it_is(content: Any) -> str:

@@ -20,7 +20,7 @@ def descendants(root_pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            text = stat.read_text()
+            text = stat.read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, ProcessLookupError):  # it ended in between
             continue
         parent = int(text.rpartition(")")[2].split()[1])  # the name before it may hold anything
@@ -34,7 +34,7 @@ def descendants(root_pid: int) -> list[int]:
 def memory_bytes(pid: int) -> int:
     """What the process holds, with shared pages divided among those who share them (PSS)."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
@@ -63,7 +63,7 @@ def main() -> int:
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     line = f"{name:<28}{minutes:>4} min {seconds:>2} s    at most {peak_bytes / 1e9:.1f} GB of memory"
     print(line if code == 0 else f"{line}    exit code {code}", flush=True)
-    with open(summary, "a") as file:
+    with open(summary, "a", encoding="utf-8") as file:
         file.write(line + "\n")
     return code if code >= 0 else 128 - code
 

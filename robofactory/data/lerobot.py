@@ -212,7 +212,7 @@ def read_parquet(
 def read_json(path: Path, advice: str = RECORD_AGAIN) -> dict[str, Any]:
     """Raises UserError where the file is broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged; {advice}") from None
 

@@ -263,7 +263,7 @@ def _words(name: str) -> str:
 
 def _curves(metrics: Path) -> str:
     """A run's curves as small SVGs; what is not a number (a loss that blew up) is left out."""
-    text = metrics.read_text()
+    text = metrics.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]  # the run may still be writing its last line
     lines = [json.loads(line) for line in whole.splitlines()]
     panels = []

@@ -266,7 +266,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{device}, {torch.cuda.get_device_name(device)}"
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{device}, {models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
 
@@ -284,7 +284,7 @@ def commit_of(checkout: Path) -> str:
         return "unknown"
     try:
         command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git here, or no commit yet
         return "unknown"
 
@@ -339,7 +339,7 @@ def _json(value: Any) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no {path.name} in {path.parent}; it holds no evaluation") from None
     except json.JSONDecodeError as error:

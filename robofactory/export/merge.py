@@ -104,7 +104,7 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
         copy_small_files(base, temporary)
         codec.save(temporary)
         for file, content in contents.items():
-            (temporary / file).write_text(json.dumps(content, indent=2) + "\n")
+            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
         save_openvla(model, temporary)
         flush(temporary)
         temporary.rename(output)

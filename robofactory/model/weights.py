@@ -56,7 +56,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no {CONFIG} in {directory}; it is not a published model")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy it again") from None
 
@@ -135,7 +135,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     """Official tensor name -> the file that holds it."""
     if (directory / INDEX).is_file():
         try:
-            weight_map = json.loads((directory / INDEX).read_text())["weight_map"]
+            weight_map = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
         except (json.JSONDecodeError, KeyError) as error:
             raise UserError(f"{directory / INDEX}: no readable weight_map ({error}); copy it again") from None
         return {name: directory / file for name, file in weight_map.items()}
@@ -178,6 +178,6 @@ def save_openvla(model: OpenVLA, directory: Path, shard_bytes: int = SHARD_BYTES
     if len(shards) > 1:
         total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n")
     if proprio:
         save_file({name: tensor.cpu() for name, tensor in proprio.items()}, directory / PROPRIO, PYTORCH)

@@ -65,14 +65,14 @@ def _cached_urdf() -> Path:
 
 
 def _write_light_panda(source: Path, directory: Path, final_directory: Path) -> None:
-    description = source.read_text()
+    description = source.read_text(encoding="utf-8")
     for name in sorted(set(_VISUAL.findall(description))):
         mesh = trimesh.load(source.parent / f"franka_description/meshes/visual/{name}.glb")
         light = _light_scene(mesh, FINE_CELL_M if name in _FINE else CELL_M)
         light.export(directory / f"{name}.glb", include_normals=True)
     description = _VISUAL.sub(lambda match: f'filename="{final_directory}/{match[1]}.glb"', description)
     description = description.replace('"franka_description/', f'"{source.parent}/franka_description/')
-    (directory / source.name).write_text(description)
+    (directory / source.name).write_text(description, encoding="utf-8", newline="\n")
     srdf = source.with_suffix(".srdf")  # the link pairs that never collide; ManiSkill wants it beside the URDF
     shutil.copyfile(srdf, directory / srdf.name)
 

@@ -74,7 +74,7 @@ class Log:
     def state(self) -> dict[str, Any]:
         """What it would need to go on from here. The lines up to here are on the disk when this returns."""
         if self.topology.is_main and (self.run / METRICS).exists():
-            with open(self.run / METRICS) as file:
+            with open(self.run / METRICS, encoding="utf-8") as file:
                 os.fsync(file.fileno())
         return {"sums": self.sums.tolist(), "grad_norm": self.grad_norm, "count": self.count}
 
@@ -178,7 +178,7 @@ class Log:
             self.message(f"{self.run.name}: {kind}: {text}")
 
     def write(self, line: dict[str, Any]) -> None:
-        with open(self.run / METRICS, "a") as file:
+        with open(self.run / METRICS, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         if self.tracker is not None:
             self.tracker.log({k: v for k, v in line.items() if k != "step"}, step=self.update)
@@ -232,7 +232,7 @@ def peak_memory_gb(device: torch.device) -> float:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last one that a kill cut off is left out."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -304,7 +304,7 @@ def _drop_lines_after(metrics: Path, update: int) -> None:
     if metrics.exists():
         kept = [line for line in read_metrics(metrics) if line["step"] <= update]
         temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
         os.replace(temporary, metrics)
 
 
@@ -317,12 +317,18 @@ def _start_wandb(run: Path, config: dict[str, Any]) -> Any | None:
 
     name = run / WANDB_ID
     if not (name.exists() and (run / "latest").exists()):  # without a checkpoint it starts over
-        name.write_text(secrets.token_hex(4))
+        name.write_text(secrets.token_hex(4), encoding="utf-8", newline="\n")
     try:
         # A login is in the environment, in netrc or in W&B's own settings.
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         return wandb.init(
-            project="robofactory", name=run.name, dir=run, config=config, mode=mode, id=name.read_text(), resume="allow"
+            project="robofactory",
+            name=run.name,
+            dir=run,
+            config=config,
+            mode=mode,
+            id=name.read_text(encoding="utf-8"),
+            resume="allow",
         )
     except wandb.Error as error:
         tqdm.write(f"warning: W&B is off for this run ({error}); metrics.jsonl and curves.png are written all the same")

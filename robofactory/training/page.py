@@ -48,7 +48,7 @@ def write_page(run: Path, lines: list[dict[str, Any]], recipe: RecipeConfig, num
         body += ["<h2>Events</h2>", table(("step", "event", ""), events)]
     body.append(f"<h2>Recipe</h2><pre>{html.escape(to_yaml(recipe))}</pre>")
     temporary = run / f"{PAGE}.tmp"
-    temporary.write_text(document(run.name, body))
+    temporary.write_text(document(run.name, body), encoding="utf-8", newline="\n")
     os.replace(temporary, run / PAGE)
 
 

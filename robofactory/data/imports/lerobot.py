@@ -176,7 +176,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} is missing; {FETCH_AGAIN}")
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except json.JSONDecodeError:
         raise UserError(f"{path} is damaged; {FETCH_AGAIN}") from None
 
