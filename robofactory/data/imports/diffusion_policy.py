@@ -46,6 +46,7 @@ GLOBAL_CAMERA = "head_camera_global"
 class DiffusionPolicy(Source):
     def __init__(self, path: Path, options: Options):
         self.path = path
+        self.notes = notes = []
         self._instruction = instruction_of_task(options, path)
         arrays = _arrays(path)
         ends = _ends(path)
@@ -56,7 +57,7 @@ class DiffusionPolicy(Source):
                 raise UserError(
                     f"{path}: {name} has {array.shape[0]} frames, its episodes {ends[-1]}; it is incomplete"
                 )
-        self.fps = choose_fps(None, options, CONTROL_FREQ_HZ, path)
+        self.fps = choose_fps(None, options, CONTROL_FREQ_HZ, path, notes)
 
         self._places = {name: (path, name) for name, array in arrays.items() if _is_camera(array)}
         beside = _global_beside(path)
@@ -64,7 +65,7 @@ class DiffusionPolicy(Source):
             if _ends(beside).tolist() != self._ends:
                 raise UserError(f"{beside} has other episodes than {path}; move it away")
             self._places[GLOBAL_CAMERA] = (beside, "head_camera")
-        self.cameras = choose_cameras(list(self._places), options, path)
+        self.cameras = choose_cameras(list(self._places), {}, options, path, notes)
         self.image_sizes = {view: self._size(name) for view, name in self.cameras.items()}
 
         vectors = {name: numbered(name, array.shape[1]) for name, array in arrays.items() if array.ndim == 2}

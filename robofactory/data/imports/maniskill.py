@@ -49,6 +49,7 @@ class ManiSkill(Source):
 
     def __init__(self, path: Path, options: Options):
         self.path = _find(path)
+        notes: list[str] = []
         self._instruction = instruction_of_task(options, path)
         described = self.path.with_suffix(".json")
         if not described.is_file():
@@ -59,13 +60,13 @@ class ManiSkill(Source):
         if not self.episode_ids:
             raise UserError(f"{self.path} has no successful episode of {len(recorded)}")
         simulation = content.get("env_info", {}).get("env_kwargs", {}).get("sim_config") or {}
-        self.fps = choose_fps(simulation.get("control_freq"), options, CONTROL_FREQ_HZ, self.path)
+        self.fps = choose_fps(simulation.get("control_freq"), options, CONTROL_FREQ_HZ, self.path, notes)
         with _open(self.path) as file:
             first = _trajectory(file, self.episode_ids[0], self.path)
             self._agent = _choose_agent(first["actions"], options.agent_id, self.path)
             action_dim = first[self._actions_key].shape[1]
             cameras = [uid for uid, data in first["obs/sensor_data"].items() if "rgb" in data]
-            self.cameras = choose_cameras(cameras, options, self.path)
+            self.cameras = choose_cameras(cameras, {}, options, self.path, notes)
             self.image_sizes = {view: first[_frames_key(uid)].shape[1:3] for view, uid in self.cameras.items()}
             vectors = {key: _names(key, first[data]) for key, data in self._vector_keys(first).items()}
 
@@ -80,7 +81,6 @@ class ManiSkill(Source):
         self.proprio_names = choose_vectors(self._proprio_keys, vectors, "proprio", self.path)
         if self._agent is not None:
             self.robot_type = re.sub(r"-\d+$", "", self._agent)
-        notes = []
         if modes != [CONTROL_MODE]:
             notes.append(
                 f"the actions are {', '.join(modes)}; our tasks execute {CONTROL_MODE} and cannot play what learns them"

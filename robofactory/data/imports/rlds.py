@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from robofactory.data import lerobot
+from robofactory.data.imports.frames import open_picture
 from robofactory.data.imports.source import (
     FETCH_AGAIN,
     NONE,
@@ -24,11 +25,11 @@ from robofactory.data.imports.source import (
     Source,
     choose,
     choose_cameras,
+    choose_episodes,
     choose_fps,
     choose_vectors,
     numbered,
     one_instruction,
-    open_image,
 )
 from robofactory.data.imports.tfrecord import Feature, Record, list_records, read_example
 from robofactory.errors import UserError
@@ -43,22 +44,22 @@ FLAGS = ("is_first", "is_last", "is_terminal", "reward", "discount")  # no vecto
 
 class RLDS(Source):
     def __init__(self, path: Path, options: Options):
-        self.path = path
+        self.path, self.notes = path, []
         records = [record for file in _find(path) for record in list_records(file)]
         if not records:
             raise UserError(f"{path} has no record")
         self._is_stepwise = not any(name.startswith(STEPS) for name in read_example(records[0]))
         self._episodes = _group(records) if self._is_stepwise else [[record] for record in records]
         _check_count(path, len(self._episodes))
-        self.episode_ids = list(range(len(self._episodes)))
-        self.fps = choose_fps(None, options, None, path)
+        self.episode_ids = choose_episodes(range(len(self._episodes)), options, path)
+        self.fps = choose_fps(None, options, None, path, self.notes)
 
         first, length = self._read(0)
         cameras = [key for key, values in first.items() if _is_camera(values, f"{path}: {key}")]
-        self.cameras = choose_cameras(cameras, options, path)
+        self.cameras = choose_cameras(cameras, {}, options, path, self.notes)
         self.image_sizes = {}
         for view, key in self.cameras.items():
-            with open_image(_texts(first[key])[0], f"{path}: {key}") as image:
+            with open_picture(_texts(first[key])[0]) as image:
                 self.image_sizes[view] = (image.height, image.width)
         vectors = {
             key: numbered(key.rpartition("/")[2], len(values) // length)
@@ -180,7 +181,7 @@ def _is_camera(values: Feature, name: str) -> bool:
     """Pictures with colours: depth is another number for each pixel."""
     if not _starts_as_picture(values):
         return False
-    with open_image(_texts(values)[0], name) as image:
+    with open_picture(_texts(values)[0]) as image:
         return not image.mode.startswith(("I", "F"))
 
 

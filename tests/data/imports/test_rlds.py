@@ -128,7 +128,7 @@ def test_instructions_are_chosen_by_name_or_said(run_import, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "does not say how many frames a second it has; say --fps N"),
+        ([], "does not say how many frames per second it has; say --fps N"),
         (["--fps", "5", "--camera", "side=image"], "no camera 'image'; it has observation/front_image, observation/wr"),
         (["--fps", "5", "--action_key", "act"], "no action 'act'; it has action, observation/state"),
         (
