@@ -53,7 +53,8 @@ def test_cameras_and_vectors_are_chosen_by_name(run_import):
 
     reader = run_import("lerobot", source, "--action_key", "action", "observation.state", task="Joined")
     np.testing.assert_array_equal(reader.all_actions[:, :3], reader.all_actions[:, 3:] + np.float32(0.05))
-    assert reader.description.joint_names == (*content.JOINTS, *content.JOINTS)
+    names = [f"{key}.{joint}" for key in ("action", "observation.state") for joint in content.JOINTS]
+    assert reader.description.joint_names == tuple(names), "two dimensions have one name"
 
 
 @pytest.mark.parametrize(
