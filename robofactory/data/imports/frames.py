@@ -35,6 +35,10 @@ BROKEN = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.erro
 Frame = Shaped[np.ndarray, "..."] | bytes | Path
 
 
+class Unsuitable(UserError):
+    """A camera's pictures are of a kind that cannot be imported."""
+
+
 def to_png(frame: Frame, size: tuple[int, int], white: float | None = None) -> bytes:
     """A picture as `encode_png` writes it; an RGB PNG stays what it is.
 
@@ -112,14 +116,14 @@ def size_of(shape: tuple[int, ...]) -> tuple[int, int]:
     """The height and width of a picture in an array of this shape.
 
     Raises:
-        UserError: it is no picture, or a larger one than allowed.
+        Unsuitable: it is no picture, or a larger one than allowed.
     """
     axis = _channel_axis(shape)
     sides = [side for index, side in enumerate(shape) if index != axis]
     if len(sides) != 2 or 0 in sides:
-        raise UserError(f"it is {list(shape)}; needed: [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels")
+        raise Unsuitable(f"it is {list(shape)}; needed: [h, w], [h, w, c] or [c, h, w] with 1, 3 or 4 channels")
     if sides[0] * sides[1] > MAX_PIXELS:
-        raise UserError(f"it has {sides[1]}x{sides[0]} px, more than the {MAX_PIXELS:,} that are allowed")
+        raise Unsuitable(f"it has {sides[1]}x{sides[0]} px, more than the {MAX_PIXELS:,} that are allowed")
     return sides[0], sides[1]
 
 
@@ -138,20 +142,20 @@ def white_of(frames: Iterable[Shaped[np.ndarray, "..."]]) -> float | None:
     """What white is in a camera's arrays, by all pictures of one episode: 1 or 255 for floats, None for uint8.
 
     Raises:
-        UserError: they are neither uint8 nor float, or reach beyond what could be meant.
+        Unsuitable: they are neither uint8 nor float, or reach beyond what could be meant.
     """
     least, most = np.inf, -np.inf
     for frame in frames:
         if frame.dtype == np.uint8:
             return None
         if frame.dtype.kind != "f":
-            raise UserError(f"its pictures are {frame.dtype}; needed: uint8, or float in 0..1 or 0..255")
+            raise Unsuitable(f"its pictures are {frame.dtype}; needed: uint8, or float in 0..1 or 0..255")
         least, most = min(least, float(frame.min())), max(most, float(frame.max()))
         if not np.isfinite([least, most]).all():
-            raise UserError("its pictures have values that are not finite")
+            raise Unsuitable("its pictures have values that are not finite")
     white = 1.0 if most <= 1.0 + SLACK else 255.0
     if least < -SLACK * white or most > white * (1.0 + SLACK):
-        raise UserError(f"its pictures are floats from {least:g} to {most:g}; needed: 0..1 or 0..255")
+        raise Unsuitable(f"its pictures are floats from {least:g} to {most:g}; needed: 0..1 or 0..255")
     return white
 
 

@@ -30,6 +30,7 @@ KNOWN_CAMERAS = {
 NONE = ("none",)  # what --proprio_key says for: without
 FETCH_AGAIN = "the source is incomplete; get it again"
 NEAR_FPS = 0.01  # 29.97 is 0.1 % from 30: of a rate that the user states, how far it may be from the recorded one
+MOST_DIMENSIONS = 4096  # of a vector: more are no joints
 LEAST_FPS, MOST_FPS = 0.01, 1000.0
 
 
@@ -189,8 +190,9 @@ def choose_cameras(
             raise UserError(f"{source}: camera {name!r} needs a name for its view; say --camera VIEW=NAME")
         views[view] = name
     if not views:
-        listed = ", ".join(available) or "none"
-        raise UserError(f"{source} has no camera of agent {options.agent_id} that can be imported; it has {listed}")
+        listed = "".join(f"; {name}: {reason}" for name, reason in list(unsuitable.items())[:3])
+        listed = f"; it has {', '.join(available)}{listed}" if available else listed or "; it has none"
+        raise UserError(f"{source} has no camera of agent {options.agent_id} that can be imported{listed}")
     return views
 
 

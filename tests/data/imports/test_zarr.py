@@ -52,7 +52,7 @@ def test_robofactorys_state_is_found_out_and_left_away(run_import, tmp_path, cap
     content.check(reader, has_proprio=False, instructions=("push", "push"), side="front")
     assert set(reader.views) == {"side", "wrist"}
     assert "state is a copy of action, no measurement: imported without proprio" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"state is a copy of action, no measurement; leave --proprio_key away"):
+    with pytest.raises(UserError, match=r"state is a copy of action, no measurement; omit --proprio_key"):
         run_import("zarr", path, "--instruction", "push", "--proprio_key", "state")
 
 
