@@ -8,10 +8,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -21,6 +24,8 @@ from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 from robofactory.data.imports.frames import to_png
 from robofactory.data.imports.source import Source
 from robofactory.errors import UserError
+
+SECONDS_TO_END = 2.0  # of a process that was asked to
 
 
 def import_episodes(
@@ -177,9 +182,11 @@ class _Reader:
         return result
 
     def end(self) -> None:
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join(SECONDS_TO_END)
         self._process.kill()
         self._process.join()
-        self._pipe.close()
 
     def _death(self, episode: int) -> Exception:
         self._process.join()
@@ -196,6 +203,7 @@ class _Reader:
 
 def _serve(source: Source, pipe: Connection) -> None:
     """A reader's process: episodes are asked for by number; mistakes come back as values, a defect ends it."""
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
@@ -205,12 +213,20 @@ def _serve(source: Source, pipe: Connection) -> None:
             except (UserError, OSError) as error:
                 result = error
             pipe.send(result)
-    except (EOFError, BrokenPipeError):
-        return  # nobody is there who would read it
+    except (EOFError, BrokenPipeError):  # nobody is there who would read it
+        _leave()
+
+
+def _leave(*_: Any) -> None:
+    """Ends this process so that what libraries hold, as semaphores, is given back."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os._exit(1)  # it is busy in a library that lets no signal through
