@@ -36,7 +36,7 @@ Frame = Shaped[np.ndarray, "..."] | bytes | Path
 
 
 class Unsuitable(UserError):
-    """A camera's pictures are of a kind that cannot be imported."""
+    """A camera's pictures are of a kind that cannot be imported, as depth."""
 
 
 def to_png(frame: Frame, size: tuple[int, int], white: float | None = None) -> bytes:
@@ -84,7 +84,7 @@ def open_picture(content: bytes) -> Image.Image:
         raise UserError(f"it claims {image.width}x{image.height} px, more than the {MAX_PIXELS:,} that are allowed")
     if image.mode not in MODES or (image.format == "PNG" and content[PNG_BIT_DEPTH] == 16):
         mode = "of 16 bits" if content[PNG_BIT_DEPTH] == 16 and image.format == "PNG" else image.mode
-        raise UserError(f"it is {mode}; needed: RGB, RGBA or grey of 8 bits")
+        raise Unsuitable(f"it is {mode}; needed: RGB, RGBA or grey of 8 bits")
     return image
 
 

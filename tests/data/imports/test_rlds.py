@@ -158,6 +158,9 @@ def test_missing_shards_and_damaged_records_are_found(run_import, tmp_path):
     with pytest.raises(UserError, match="the record at byte 12 is damaged, its checksum is wrong"):
         run_import("rlds", source, "--fps", "5")
     second.unlink()
+    with pytest.raises(UserError, match=r"1\.0\.0 has 1 shards of 2; the source is incomplete; get it again"):
+        run_import("rlds", source, "--fps", "5")
+    (source / "push-train.tfrecord-00000-of-00002").rename(source / "push-train.tfrecord")
     with pytest.raises(UserError, match=r"has 1 episodes, dataset_info\.json speaks of 2; shards are missing"):
         run_import("rlds", source, "--fps", "5")
 
