@@ -28,6 +28,15 @@ def shown(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def explained(error: OSError) -> str | None:
+    """What a user can mend of it: a named file, a full disk (whose writing names no file); None for all else."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.filename is None and not is_full:
+        return None
+    where = "" if error.filename is None else f": {shown(error.filename)}"
+    return f"{error.strerror}{where}"
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
     try:
@@ -36,11 +45,9 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # writing then says no name
-        if error.filename is None and not is_full:
+        if (line := explained(error)) is None:
             raise
-        where = "" if error.filename is None else f": {shown(error.filename)}"
-        print(f"error: {error.strerror}{where}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; everything that was complete is kept, the same command continues", file=sys.stderr)

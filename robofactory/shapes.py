@@ -7,6 +7,7 @@ Axis legend, used in every annotation of this package:
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -61,13 +62,13 @@ class Batch:
     action_tokens: Int64[Tensor, "b a"] | None = None
     dataset: Int64[Tensor, " b"] | None = None
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The same batch on another device; the copy overlaps with computation when the memory is pinned."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         return self._each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})

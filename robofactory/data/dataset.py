@@ -1,7 +1,8 @@
 """From datasets to batches: split by episode, mixed, frame -> example -> batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from robofactory.codec.codec import Codec, Example, Stacked
 from robofactory.codec.statistics import DatasetStatistics, Statistics, grippers
@@ -18,11 +19,13 @@ from robofactory.data.episodes import DatasetReader
 from robofactory.data.order import FrameKey, FrameOrder, InOrder, Mixture, Passes, generator
 from robofactory.data.streaming import StreamedReader
 from robofactory.errors import UserError
+from robofactory.processes import Lost, Pool
 from robofactory.shapes import Action, Batch, Observation
 
 # Generation caches keys and values: of the 7B 0.4 GB a sample. At its training batch of 16 that took 2.5 GB more than a
 # training step has at its peak.
 OPEN_LOOP_BATCH = 4
+BATCH_SECONDS = 600.0  # for one batch: a slow disk or a stream that has to fetch episodes first takes far less
 
 
 def split_episodes(num_episodes: int, val_ratio: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -283,20 +286,13 @@ class FrameDataset(Dataset[Example]):
 
 
 class Batches:
-    """A data loader that starts at any optimizer step of any epoch. Its batches are not normalised yet: the device does
-    that faster, and an eighth of the bytes travels to it."""
+    """Batches from any optimizer step of any epoch on, made ahead in processes. They are not normalised yet: the device
+    does that faster, and an eighth of the bytes travels to it."""
 
     def __init__(self, frames: FrameDataset, order: FrameOrder, num_workers: int):
-        self.order = order
-        self._loader = DataLoader(
-            frames,
-            batch_sampler=order,
-            num_workers=num_workers,
-            collate_fn=frames.codec.stack,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator().manual_seed(0),  # otherwise each epoch would draw from the global one
-        )
+        self.order, self._frames = order, frames
+        setup = partial(_start_worker, frames)  # forked: all processes have the same dataset in memory
+        self._pool = Pool(setup, num_workers, BATCH_SECONDS, "fork", in_hand=2) if num_workers else None
 
     @property
     def num_steps(self) -> int:
@@ -312,10 +308,28 @@ class Batches:
 
     def _loaded(self) -> Iterator[Stacked]:
         try:
-            yield from self._loader
-        except UserError as error:  # a worker's comes with its traceback around the line that it is about
-            raise UserError(str(error).strip().rpartition(f"{UserError.__qualname__}: ")[-1]) from None
+            made = map(_stacker(self._frames), self.order) if self._pool is None else self._pool.results(self.order)
+            for arrays in made:
+                batch = Stacked(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+                yield batch.pin_memory() if torch.cuda.is_available() else batch
+        except Lost as lost:
+            raise UserError(f"a data worker of process {self.order.rank} was lost ({lost.how}); if memory was short, use a smaller dataloader.num_workers (0: none), and --resume continues") from None  # fmt: skip
 
     def validation(self) -> Iterator[Stacked]:
         """All batches, in order."""
         return chain.from_iterable(self.epoch(0))
+
+
+def _start_worker(frames: FrameDataset) -> Callable[[Sequence[FrameKey]], dict[str, np.ndarray]]:
+    torch.set_num_threads(1)  # a process a core: more threads make each other wait
+    return _stacker(frames)
+
+
+def _stacker(frames: FrameDataset) -> Callable[[Sequence[FrameKey]], dict[str, np.ndarray]]:
+    """Makes batches, as arrays: they go from process to process without a copy."""
+
+    def stack(keys: Sequence[FrameKey]) -> dict[str, np.ndarray]:
+        batch = frames.codec.stack([frames[key] for key in keys])
+        return {name: tensor.numpy() for name, tensor in vars(batch).items() if tensor is not None}
+
+    return stack

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from robofactory import processes
 from robofactory.errors import EXIT_STOPPED, UserError
 from robofactory.model.openvla import OpenVLA
 
@@ -45,11 +46,13 @@ def launch(num_processes: int, module: str, arguments: Sequence[str]) -> int:
         rdzv_configs={"is_host": True}, run_id="robofactory", max_restarts=0,
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        elastic_launch(config, sys.executable)(*processes.attached(["-m", module, *arguments]))
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode != EXIT_STOPPED:
-            print(f"error: process {rank} failed with exit code {first.exitcode}; its own message is above", file=sys.stderr)  # fmt: skip
+            how = processes.how_it_ended(first.exitcode)
+            helps = "its own message is above" if first.exitcode > 0 else "a smaller dataloader.batch_size or fewer dataloader.num_workers need less; --resume continues"  # fmt: skip
+            print(f"error: process {rank} of {num_processes} ended: {how}; {helps}", file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException:  # the processes finished their step and saved, or were killed after 30 s
         return EXIT_STOPPED

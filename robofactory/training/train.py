@@ -153,7 +153,7 @@ def record_if_missing(directory: Path, args: argparse.Namespace) -> None:
         command += ["--config", args.config]
     if "WORLD_SIZE" in os.environ:
         raise UserError(f"no demonstrations in {directory}; record them first: python {' '.join(command)}")
-    children.run([command])
+    children.run({"the recording": command})
 
 
 def train_all_agents(num_agents: int) -> None:
@@ -164,14 +164,16 @@ def train_all_agents(num_agents: int) -> None:
     from robofactory.training import children
 
     arguments = [argument for argument in sys.argv[1:] if argument != "--all_agents"]
-    commands = [["-m", "robofactory.training.train", *arguments, "--agent_id", str(n)] for n in range(num_agents)]
+    of_agent = ["-m", "robofactory.training.train", *arguments, "--agent_id"]
+    commands = {f"the training of agent {n}": [*of_agent, str(n)] for n in range(num_agents)}
     if torch.cuda.is_available():
-        for command in commands:
-            children.run([command])
+        for name, command in commands.items():
+            children.run({name: command})
     else:
         threads = max(1, (os.cpu_count() or 1) // num_agents)
-        below_each_other = [[*command, "--bar_position", str(line)] for line, command in enumerate(commands)]
-        children.run(below_each_other, OMP_NUM_THREADS=str(threads))
+        for line, command in enumerate(commands.values()):
+            command += ["--bar_position", str(line)]
+        children.run(commands, OMP_NUM_THREADS=str(threads))
 
 
 # ------------------------------------------------------------------------------------------------------ the training
