@@ -11,7 +11,7 @@ from filelock import SoftFileLock, Timeout
 from robofactory.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-LOCK_SECONDS = 3.0  # a lock without a readable owner was cut off while it was written: stale after 2 s
+LOCK_SECONDS = 3.0  # an owner may be dying, and a lock without a readable owner is known to be stale after 2 s
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -28,9 +28,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None  # writing says no name
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -114,15 +114,11 @@ def owned(directory: Path) -> Iterator[None]:
     """
     path = directory.parent / f".{directory.name}.lock"
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLock(path, timeout=0.0)
+    lock = SoftFileLock(path, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
-        if lock.pid is None:
-            with contextlib.suppress(Timeout):
-                lock.acquire(timeout=LOCK_SECONDS)
-        if not lock.is_locked:
-            raise UserError(_held(directory, path, lock.pid)) from None
+        raise UserError(_held(directory, path, lock.pid)) from None
     try:
         yield
     finally:

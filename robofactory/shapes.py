@@ -5,9 +5,7 @@ Axis legend, used in every annotation of this package:
     d model width   h w image height and width   n samples or frames
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,13 +60,7 @@ class Batch:
     action_tokens: Int64[Tensor, "b a"] | None = None
     dataset: Int64[Tensor, " b"] | None = None
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; the copy overlaps with computation when the memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Self:
-        return self._each(torch.Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        tensors = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})

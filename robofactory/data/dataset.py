@@ -310,8 +310,10 @@ class Batches:
         try:
             made = map(_stacker(self._frames), self.order) if self._pool is None else self._pool.results(self.order)
             for arrays in made:
-                batch = Stacked(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-                yield batch.pin_memory() if torch.cuda.is_available() else batch
+                tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                if torch.cuda.is_available():
+                    tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+                yield Stacked(**tensors)
         except Lost as lost:
             raise UserError(f"a data worker of process {self.order.rank} was lost ({lost.how}); if memory was short, use a smaller dataloader.num_workers (0: none), and --resume continues") from None  # fmt: skip
 

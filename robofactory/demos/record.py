@@ -5,15 +5,13 @@ the next round of training learns from (DAgger).
 """
 
 import argparse
+import contextlib
 import dataclasses
-import multiprocessing
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,10 +33,12 @@ from robofactory.errors import UserError, run_command
 from robofactory.paths import dataset_dir, find_checkpoints, find_data_num, relabelled_dir
 
 if TYPE_CHECKING:
-    from robofactory.data.episodes import DatasetDescription, Episode
+    from robofactory import processes
+    from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 
-MAX_FAILURES_ON_END = 50
+MAX_FAILURES_IN_A_ROW = 50
 POLICY = "openvla"  # the kind that --round lets drive
+TIME_LIMIT_S = 600.0
 SECONDS_PER_LINE = 20.0  # of progress, where there is no terminal to draw a bar on
 
 
@@ -62,6 +62,7 @@ continues; the result is the same, bit for bit, for any number of workers and in
     parser.add_argument("--recipe", help="take the number of episodes, the noise and the pictures from its data section (with --round the number from its relabel section), where no option or override here says otherwise")  # fmt: skip
     parser.add_argument("--num", type=int, help=f"episodes (default: {DataConfig.num_episodes})")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument("--time_limit", type=float, default=TIME_LIMIT_S, metavar="SECONDS", help="a process that plays an episode for longer hangs, and ends the recording (default: %(default)g)")  # fmt: skip
     parser.add_argument("--noise", type=float, metavar="SHARE", help=f"share of the episodes with perturbed actions, the labels stay the expert's (default: {DataConfig.noise_share}; with --round 0)")  # fmt: skip
     parser.add_argument("--config", metavar="SCENE.yaml", help="scene of the task (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, metavar="START", help="first seed (default: %(default)s)")
@@ -78,6 +79,8 @@ def main() -> None:
     args = parse_arguments()
     if args.round < 0:
         raise UserError(f"--round must not be negative, got {args.round}")
+    if not args.time_limit > 0:
+        raise UserError(f"--time_limit {args.time_limit:g}: must be above 0")
     if args.round == 0 and args.data_num is not None:
         raise UserError("--data_num says whose policies drive, and goes with --round 1 or above; leave it away")
     if args.round > 0:
@@ -94,7 +97,7 @@ def main() -> None:
     if args.round > 0:
         if num_episodes > SEEDS_A_ROUND:
             raise UserError(f"--num {num_episodes}: a round has at most {SEEDS_A_ROUND}, so that the next has layouts of its own")  # fmt: skip
-        relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers)
+        relabel(args.task, num_episodes, args.round, args.data_num, noise_share=args.noise or 0.0, workers=args.workers, time_limit_s=args.time_limit)  # fmt: skip
         return
     for name, value in (("--width", args.width), ("--height", args.height)):
         if value is not None and value <= 0:
@@ -103,7 +106,7 @@ def main() -> None:
     scene = with_pictures(scene, args.visual_detail, args.width, args.height)
     scene = overridden(scene, [o for o in args.overrides if is_of_the_scene(o)])  # last, as they say most exactly what
     noise_share = DataConfig.noise_share if args.noise is None else args.noise
-    record(scene, num_episodes, noise_share=noise_share, workers=args.workers, first_seed=args.seed)
+    record(scene, num_episodes, noise_share=noise_share, workers=args.workers, first_seed=args.seed, time_limit_s=args.time_limit)  # fmt: skip
 
 
 def is_of_the_scene(override: str) -> bool:
@@ -146,6 +149,7 @@ def record(
     directories: Sequence[Path] | None = None,
     make_player: Callable[[SceneConfig, float], Player] | None = None,
     driver: str = "expert",
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> list[Path]:
     """Record until each agent's dataset has this many episodes; continues what is there. Returns the datasets.
 
@@ -156,57 +160,88 @@ def record(
         make_player: where episodes come from; None: the expert in the simulator. Called in the workers, so it must be
             importable.
         driver: who acts in them, for the datasets' description.
+        time_limit_s: after which a process that plays an episode hangs, for the first one with the set-up.
     Raises:
-        UserError: a bad number; a dataset of another scene or share of noise; no device that can render; a full disk;
-            an expert that always fails; a worker that died. Complete episodes are kept.
+        UserError: a bad number; a dataset of another scene or share of noise, or that another process writes; no device
+            that can render; a full disk; an expert that always fails; a worker that died or hangs. Complete episodes
+            are kept.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     _check(num_episodes, noise_share, workers, first_seed)
+    from robofactory import files, processes
     from robofactory.data.episodes import DatasetWriter
     from robofactory.demos.players import ExpertPlayer
 
     if directories is None:
         directories = [dataset_dir(scene.task, agent, num_episodes) for agent in range(scene.num_agents)]
-    writers = [
-        DatasetWriter(directory, describe(scene, agent, noise_share, first_seed, driver))
-        for agent, directory in enumerate(directories)
-    ]
-    done = min(writer.num_episodes for writer in writers)
-    seeds = writers[0].seeds[:done]
-    for writer in writers:
-        if writer.seeds[:done] != seeds:
-            raise UserError(f"{writer.directory} and {writers[0].directory} hold other seeds; delete one of them")
-    first = seeds[-1] + 1 if seeds else first_seed
-
-    progress = Progress(num_episodes, done)
-    failures_on_end = 0
-    source = _play_in_order(scene, noise_share, make_player or ExpertPlayer, first, num_episodes - done, workers)
-    try:
-        for seed, parts in source:
-            failures_on_end = 0 if parts else failures_on_end + 1
-            if failures_on_end == MAX_FAILURES_ON_END:
-                raise UserError(
-                    f"the expert failed on {failures_on_end} seeds on end, the last is {seed}; look at the scene with "
-                    "robofactory preview --config SCENE.yaml --render scene.png"
-                )
-            if parts is not None:
-                for writer, part in zip(writers, parts, strict=True):
-                    if writer.num_episodes == done:  # a kill between two agents leaves the first with one more
-                        writer.append(part)
-                done += 1
-            progress.update(done, dropped=parts is None)
-    finally:
-        source.close()  # type: ignore[attr-defined]  # ends the workers
-        progress.close()
-    for writer in writers:
-        if not writer.is_finished:
-            writer.finalize()
-    print(summary(directories, progress))
+    with contextlib.ExitStack() as ours:
+        for directory in directories:
+            ours.enter_context(files.owned(directory))
+        writers = [
+            DatasetWriter(directory, describe(scene, agent, noise_share, first_seed, driver))
+            for agent, directory in enumerate(directories)
+        ]
+        done = min(writer.num_episodes for writer in writers)
+        seeds = writers[0].seeds[:done]
+        for writer in writers:
+            if writer.seeds[:done] != seeds:
+                raise UserError(f"{writer.directory} and {writers[0].directory} hold other seeds; delete one of them")
+        progress = Progress(num_episodes, done)
+        setup = partial(start_player, make_player or ExpertPlayer, scene, noise_share)
+        pool = processes.Pool(setup, min(workers, num_episodes - done), time_limit_s)
+        try:
+            _append(writers, pool, seeds[-1] + 1 if seeds else first_seed, progress)
+        except processes.Lost as lost:
+            raise UserError(
+                f"the process that recorded seed {lost.task} died ({lost.how}); if memory was short, use fewer "
+                "--workers, if an episode needs longer, a higher --time_limit; the same command continues"
+            ) from None
+        finally:
+            pool.close()
+            progress.close()
+        for writer in writers:
+            if not writer.is_finished:
+                writer.finalize()
+        print(summary(directories, progress))
     return list(directories)
 
 
+def _append(writers: "Sequence[DatasetWriter]", pool: "processes.Pool", first_seed: int, progress: "Progress") -> None:
+    """Play seeds in order until each dataset has enough episodes.
+
+    Raises:
+        UserError: the expert always fails, or the seeds for recording are used up.
+    """
+    failures_in_a_row = 0
+    seeds = range(first_seed, FIRST_EVALUATION_SEED)
+    # Never more ahead than are missing.
+    for seed, parts in zip(seeds, pool.results(seeds, lambda: progress.missing), strict=False):
+        failures_in_a_row = 0 if parts else failures_in_a_row + 1
+        if failures_in_a_row == MAX_FAILURES_IN_A_ROW:
+            raise UserError(
+                f"the expert failed on {failures_in_a_row} seeds in a row, the last is {seed}; look at the scene with "
+                "robofactory preview --config SCENE.yaml --render scene.png"
+            )
+        if parts is not None:
+            for writer, part in zip(writers, parts, strict=True):
+                if writer.num_episodes == progress.done:  # a kill between two agents leaves the first with one more
+                    writer.append(part)
+        progress.update(progress.done + (parts is not None), dropped=parts is None)
+    if progress.missing:
+        raise UserError(
+            f"seed {FIRST_EVALUATION_SEED} is for evaluation; record fewer demonstrations or begin at a lower one"
+        )
+
+
 def relabel(
-    task: str, num_episodes: int, round_number: int, data_num: int | None, *, noise_share: float, workers: int | None
+    task: str,
+    num_episodes: int,
+    round_number: int,
+    data_num: int | None,
+    *,
+    noise_share: float,
+    workers: int | None,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> list[Path]:
     """Record what the expert would have done in the place of the latest policies, for a round of training.
 
@@ -232,6 +267,7 @@ def relabel(
         num_episodes,
         noise_share=noise_share,
         workers=workers,
+        time_limit_s=time_limit_s,
         first_seed=readers[0].seeds[-1] + 1 + SEEDS_A_ROUND * (round_number - 1),
         directories=directories,
         make_player=partial(PolicyPlayer, checkpoints=checkpoints),
@@ -308,6 +344,10 @@ class Progress:
         )
 
     @property
+    def missing(self) -> int:
+        return self.total - self.done
+
+    @property
     def recorded(self) -> int:
         """Episodes of this run."""
         return self.done - self.first
@@ -324,7 +364,7 @@ class Progress:
         self.bar.set_postfix(dropped=self.dropped, refresh=False)
         if self.bar.disable and time.monotonic() - self.last_line > SECONDS_PER_LINE:
             self.last_line = time.monotonic()
-            left = self.pace * (self.total - done)
+            left = self.pace * self.missing
             line = f"demonstrations: {done}/{self.total}, {self.dropped} dropped, about {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
 
@@ -332,94 +372,15 @@ class Progress:
         self.bar.close()
 
 
-# ----------------------------------------------------------------------------------------------------- the processes
-
-
-def _play_in_order(
-    scene: SceneConfig,
-    noise_share: float,
-    make_player: Callable[[SceneConfig, float], Player],
-    first_seed: int,
-    num_successes: int,
-    workers: int,
-) -> "Iterator[tuple[int, list[Episode] | None]]":
-    """(seed, episode or None) for each seed in order, until there are enough; played ahead in processes.
-
-    A worker that finds its pipe closed ends, so none survives this process, however it ends.
-    """
-    context = multiprocessing.get_context("spawn")  # a fresh interpreter: renderers do not survive a fork
-    pool: dict[Connection, Any] = {}
-    playing: dict[Connection, int] = {}
-    waiting: dict[int, list[Episode] | None] = {}  # played before their turn
-    next_seed, next_out = first_seed, first_seed
-    try:
-        for _ in range(min(workers, num_successes)):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, make_player, scene, noise_share), daemon=True)
-            process.start()
-            theirs.close()
-            pool[ours] = process
-        while num_successes > 0:
-            for pipe in pool:
-                # Never more than are missing, as long as none of them fails.
-                hopes = len(playing) + sum(parts is not None for parts in waiting.values())
-                if pipe not in playing and hopes < num_successes:
-                    if next_seed >= FIRST_EVALUATION_SEED:
-                        break
-                    pipe.send(next_seed)
-                    playing[pipe] = next_seed
-                    next_seed += 1
-            if not playing:
-                raise UserError(
-                    f"seed {next_seed} is for evaluation; record fewer demonstrations or begin at a lower one"
-                )
-            for pipe in wait(list(playing)):
-                assert isinstance(pipe, Connection)
-                seed = playing.pop(pipe)
-                waiting[seed] = _receive(pipe, pool[pipe], seed)
-            while next_out in waiting and num_successes > 0:
-                parts = waiting.pop(next_out)
-                num_successes -= parts is not None
-                yield next_out, parts
-                next_out += 1
-    finally:
-        for pipe, process in pool.items():
-            pipe.close()
-            process.terminate()
-            process.join()
-
-
-def _receive(pipe: Connection, process: Any, seed: int) -> "list[Episode] | None":
-    try:
-        error, parts = pipe.recv()
-    except (EOFError, ConnectionResetError):
-        process.join(timeout=5)
-        raise UserError(
-            f"the process that recorded seed {seed} died (exit code {process.exitcode}); if it was killed for memory, "
-            "use fewer --workers; the same command continues"
-        ) from None
-    if error is not None:
-        raise UserError(error)
-    return parts
-
-
-def _work(
-    pipe: Connection, make_player: Callable[[SceneConfig, float], Player], scene: SceneConfig, noise_share: float
-) -> None:
-    """Plays the seeds that come through the pipe, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def start_player(
+    make_player: Callable[[SceneConfig, float], Player], scene: SceneConfig, noise_share: float
+) -> "Callable[[int], list[Episode] | None]":
+    """In a process of its own: what plays a seed there."""
     os.environ["OMP_NUM_THREADS"] = "1"  # one process a core: more threads make each other wait
     import torch
 
     torch.set_num_threads(1)
-    try:
-        player = make_player(scene, noise_share)
-        while True:
-            pipe.send((None, player.play(pipe.recv())))
-    except UserError as error:
-        pipe.send((str(error), None))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone
+    return make_player(scene, noise_share).play
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Episodes without a simulator, for tests of the recording around them. Importable from a worker process."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -62,6 +63,16 @@ class DyingPlayer(MadeUpPlayer):
         if seed == 3:
             os._exit(9)
         return super().play(seed)
+
+
+class HangingPlayer(MadeUpPlayer):
+    def play(self, seed: int) -> None:
+        time.sleep(3600)
+
+
+class CrampedPlayer(MadeUpPlayer):
+    def play(self, seed: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/mesh.ply")
 
 
 class BlindPlayer(MadeUpPlayer):

@@ -1,5 +1,6 @@
 """Recording: in order, all or nothing, and the same result however it was run."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from players import BlindPlayer, DyingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
+from players import BlindPlayer, CrampedPlayer, DyingPlayer, HangingPlayer, HopelessPlayer, MadeUpPlayer, small_scene
 
 from robofactory import files
 from robofactory.config import FIRST_EVALUATION_SEED, load_recipe
@@ -166,14 +167,39 @@ def test_the_seeds_of_the_evaluation_are_never_recorded(tmp_path):
 
 
 def test_an_expert_that_always_fails_ends_the_recording(tmp_path):
-    with pytest.raises(UserError, match="the expert failed on 50 seeds on end"):
+    with pytest.raises(UserError, match="the expert failed on 50 seeds in a row"):
         record_made_up(tmp_path, make_player=HopelessPlayer, workers=1)
 
 
 def test_a_worker_that_dies_is_told_with_its_seed(tmp_path):
-    with pytest.raises(UserError, match=r"the process that recorded seed 3 died \(exit code 9\)"):
+    with pytest.raises(UserError, match=r"the process that recorded seed 3 died \(exit code 9\).*fewer --workers"):
         record_made_up(tmp_path, make_player=DyingPlayer, workers=1)
     assert seeds_on_disk(tmp_path) == [0, 2]
+
+
+def test_a_worker_that_hangs_is_ended_with_the_line_that_says_which_setting_helps(tmp_path):
+    """A driver that hung in one episode hung the recording for ever."""
+    with pytest.raises(
+        UserError, match=r"seed 0 died \(no answer within 2 s\).*a higher --time_limit; the same command"
+    ):
+        record_made_up(tmp_path, make_player=HangingPlayer, workers=1, time_limit_s=2.0)
+    assert not multiprocessing.active_children()
+
+
+def test_a_full_disk_in_a_worker_is_told_as_one(tmp_path):
+    """It was told as a process that had died, perhaps for memory."""
+    with pytest.raises(UserError, match=r"^No space left on device: /cache/mesh\.ply$"):
+        record_made_up(tmp_path, make_player=CrampedPlayer, workers=1)
+
+
+def test_two_recordings_into_one_dataset_are_noticed(tmp_path):
+    with (
+        files.owned(tmp_path / "agent1"),
+        pytest.raises(UserError, match=rf"agent1 is being written by process {os.getpid()} on"),
+    ):
+        record_made_up(tmp_path, workers=1)
+    record_made_up(tmp_path, num=1, workers=1)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_what_a_worker_cannot_do_is_one_line(tmp_path):
