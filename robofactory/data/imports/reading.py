@@ -1,20 +1,9 @@
-"""Episodes of a source, read ahead in processes, become a dataset: `import_episodes`.
-
-The processes talk through pipes alone, so that neither a small /dev/shm nor a full one concerns them; each ends with
-this one, whatever ends it, and no Ctrl-C of a terminal reaches it.
-"""
+"""Episodes of a source, read ahead in processes, become a dataset: `import_episodes`."""
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Generator, Iterator, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -24,8 +13,9 @@ from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 from robofactory.data.imports.frames import to_png
 from robofactory.data.imports.source import Source
 from robofactory.errors import UserError
+from robofactory.processes import Lost, Pool
 
-SECONDS_TO_END = 2.0  # of a process that was asked to
+SECONDS_OF_AN_EPISODE = 3600.0  # of reading one: a process that says nothing for so long hangs
 
 
 def import_episodes(
@@ -128,105 +118,26 @@ def _numbers(values: Shaped[np.ndarray, "..."], names: Sequence[str], what: str)
 def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episode]:
     """These episodes of a source, in this order, ready to be written.
 
-    They are decoded and encoded ahead in processes, one episode in each; 0: in this one. No process survives this one,
-    however it ends.
+    They are decoded and encoded ahead in processes; 0: in this one.
 
     Raises:
-        UserError: an episode is broken or unlike the first; a process died.
+        UserError: an episode is broken or unlike the first; a process died or hangs.
     """
+    read = partial(read_episode, source)
     if workers == 0:
-        yield from (read_episode(source, episode) for episode in ids)
+        yield from map(read, ids)
         return
-    readers: list[_Reader] = []
+    pool = Pool(partial(_reader, read), min(workers, len(ids)), SECONDS_OF_AN_EPISODE)
     try:
-        for episode in ids[:workers]:
-            readers.append(_Reader(source))
-            readers[-1].begin(episode)
-        for index, episode in enumerate(ids):
-            reader = readers[index % len(readers)]
-            result = reader.result(episode)
-            if index + len(readers) < len(ids):
-                reader.begin(ids[index + len(readers)])
-            yield result
+        yield from pool.results(ids)
+    except Lost as lost:
+        raise UserError(
+            f"the process that read episode {lost.task} was lost ({lost.how}); use fewer --workers, 0 for none but "
+            "this one; the same command continues"
+        ) from None
     finally:
-        for reader in readers:
-            reader.end()
+        pool.close()
 
 
-class _Reader:
-    """A process that reads one episode at a time."""
-
-    def __init__(self, source: Source):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(source, theirs), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which it inherits: Ctrl-C is for us alone
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that its death is the end of the pipe
-
-    def begin(self, episode: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it died: `result` says so
-            self._pipe.send(episode)
-
-    def result(self, episode: int) -> Episode:
-        """Raises UserError as `read_episode`; the process died."""
-        try:
-            result = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._death(episode) from None
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def end(self) -> None:
-        self._pipe.close()
-        self._process.terminate()
-        self._process.join(SECONDS_TO_END)
-        self._process.kill()
-        self._process.join()
-
-    def _death(self, episode: int) -> Exception:
-        self._process.join()
-        code = self._process.exitcode
-        assert code is not None
-        if code >= 0:  # a defect: its traceback is on the screen
-            return RuntimeError(f"the process that read episode {episode} ended with code {code}; see what it printed")
-        memory = ", perhaps because no memory was left" if code == -signal.SIGKILL else ""
-        return UserError(
-            f"the process that read episode {episode} was ended by {signal.Signals(-code).name}{memory}; "
-            "use fewer --workers, 0 for this process alone; the same command continues"
-        )
-
-
-def _serve(source: Source, pipe: Connection) -> None:
-    """A reader's process: episodes are asked for by number; mistakes come back as values, a defect ends it."""
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        while True:
-            episode = pipe.recv()
-            try:
-                result = read_episode(source, episode)
-            except (UserError, OSError) as error:
-                result = error
-            pipe.send(result)
-    except (EOFError, BrokenPipeError):  # nobody is there who would read it
-        _leave()
-
-
-def _leave(*_: Any) -> None:
-    """Ends this process so that what libraries hold, as semaphores, is given back."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_TO_END)
-    os._exit(1)  # it is busy in a library that lets no signal through
+def _reader(read: Callable[[int], Episode]) -> Callable[[int], Episode]:
+    return read
