@@ -55,7 +55,7 @@ class DatasetDescription:
     agent_id: int
     image_sizes: dict[str, tuple[int, int]]
     joint_names: tuple[str, ...]
-    fps: int
+    fps: int | float
     robot_type: str = "panda"
     noise_share: float = 0.0
     first_seed: int = 0

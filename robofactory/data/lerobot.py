@@ -38,7 +38,7 @@ def image_key(view: str) -> str:
 def info(
     *,
     robot_type: str,
-    fps: int,
+    fps: int | float,
     action_names: Sequence[str],
     proprio_names: Sequence[str],
     image_sizes: Mapping[str, tuple[int, int]],
@@ -81,7 +81,7 @@ def frames_table(
     episode: int,
     first_index: int,
     task: int,
-    fps: int,
+    fps: int | float,
     state: np.ndarray,
     actions: np.ndarray,
     perturbed: np.ndarray,

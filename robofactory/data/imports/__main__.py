@@ -1,22 +1,29 @@
 """Your own data: a dataset in a foreign format becomes one of ours, for one agent."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
 import sys
 from pathlib import Path
 
-from robofactory.errors import UserError, run_command
+from robofactory.errors import UserError, run_command, shown
 from robofactory.paths import dataset_dir
 
 # format -> its file, its class in there, what it is
 FORMATS = {
     "maniskill": ("maniskill", "ManiSkill", "trajectories of ManiSkill or RoboFactory's generator, .h5 beside .json"),
-    "zarr": ("diffusion_policy", "DiffusionPolicy", "RoboFactory's and Diffusion Policy's .zarr, one agent"),
+    "zarr": (
+        "diffusion_policy",
+        "DiffusionPolicy",
+        "RoboFactory's and Diffusion Policy's .zarr or .zarr.zip, one agent",
+    ),
     "lerobot": ("lerobot", "LeRobot", "LeRobot 2.0, 2.1 or 3.0, images or videos; a directory or a hub id"),
     "rlds": ("rlds", "RLDS", "RLDS episodes, .tfrecord files or a directory with them"),
 }
+HUB_ID = r"[\w.-]+/[\w.-]+"
+MOST_WORKERS = 256
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,63 +39,67 @@ examples:
   robofactory import lerobot lerobot/pusht --task PushT --instruction "push the T onto its outline"
   robofactory import rlds bridge/1.0.0 --task Bridge --fps 5 --camera side=observation/image_0
 
-A name that SOURCE has not is answered with those that it has. Interrupted, even killed, the same command continues.""",
+A name that SOURCE does not have is answered with those that it has, a broken episode with the --skip that leaves it
+out. Interrupted, even killed, the same command continues.""",
     )
     add = parser.add_argument
     add("format", metavar="FORMAT", help=", ".join(FORMATS))
     add("source", metavar="SOURCE", help="the data: a file, a directory, a hub id")
     add("--task", required=True, help="the task that our dataset is for, for instance LiftBarrier-rf")
     add("--agent_id", type=int, default=0, help="of the agent whose part is taken (default: %(default)s)")
-    add("--num", type=int, help="the first so many episodes (default: all)")
+    add("--num", type=int, help="how many episodes, from the first on (default: all)")
+    add("--skip", nargs="+", action="extend", default=[], type=int, metavar="EPISODE", help="episodes to leave out, by SOURCE's own numbers")  # fmt: skip
     add("--camera", nargs="+", action="extend", metavar="VIEW=NAME", help="our view and the camera it is taken from (default: all, RoboFactory's as side, overhead and wrist)")  # fmt: skip
     add("--action_key", nargs="+", metavar="NAME", help="the actions; several are joined (default: the format's)")
     add("--proprio_key", nargs="+", metavar="NAME", help="what was measured, as --action_key; none: go without")
     add("--instruction_key", metavar="NAME", help="rlds: the text that is the instruction")
     add("--instruction", metavar="WORDS", help="of all episodes (default: the source's own, or the task's)")
-    add("--fps", type=int, help="frames a second, where the source does not say")
+    add("--fps", type=float, help="frames per second, where the source does not say or says about that (29.97: 30)")
     add("--workers", type=int, help="processes (default: one for each core; 0: only this one)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.format not in FORMATS:
-        raise UserError(f"no format {args.format!r}; there are {', '.join(FORMATS)}")
-    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    for name, value, least in (("--workers", workers, 0), ("--num", args.num, 1), ("--agent_id", args.agent_id, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    path, cameras = check_arguments(args)
     module, kind, _ = FORMATS[args.format]
 
     from tqdm import tqdm
 
     from robofactory.data.episodes import DatasetReader
-    from robofactory.data.imports.source import Options, describe, import_episodes
+    from robofactory.data.imports.reading import import_episodes
+    from robofactory.data.imports.source import Options, describe
 
     options = Options(
         task=args.task,
         agent_id=args.agent_id,
-        cameras=views(args.camera) if args.camera else None,
+        cameras=cameras,
         action_keys=tuple(args.action_key) if args.action_key else None,
         proprio_keys=tuple(args.proprio_key) if args.proprio_key else None,
         instruction_key=args.instruction_key,
         instruction=args.instruction,
         fps=args.fps,
+        skip=tuple(sorted(set(args.skip))),
     )
-    source = getattr(importlib.import_module(f"robofactory.data.imports.{module}"), kind)(Path(args.source), options)
+    source = getattr(importlib.import_module(f"robofactory.data.imports.{module}"), kind)(path, options)
     for note in source.notes:
-        print(f"warning: {source.path}: {note}", file=sys.stderr)
+        print(shown(f"warning: {source.path}: {note}"), file=sys.stderr)
     available = len(source.episode_ids)
     if args.num is not None and args.num > available:
         raise UserError(f"--num {args.num}: {source.path} has {available} episodes")
     ids = source.episode_ids[: args.num]
+    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
 
     directory = dataset_dir(args.task, args.agent_id, len(ids))
-    cameras = ", ".join(f"{view} <- {name}" for view, name in source.cameras.items())
-    print(f"{source.path} -> {directory}: {len(ids)} episodes, {cameras}")
+    listed = ", ".join(f"{view} <- {name}" for view, name in source.cameras.items())
+    print(shown(f"{source.path} -> {directory}: {len(ids)} episodes, {listed}"))
     seconds_between = 0.1 if sys.stderr.isatty() else 20.0  # a line now and then where nobody watches
-    with tqdm(total=len(ids), desc="import", unit="episode", mininterval=seconds_between, dynamic_ncols=True) as bar:
-        counts = import_episodes(source, describe(source, options, args.format), ids, directory, workers)
+    with (
+        tqdm(total=len(ids), desc="import", unit="episode", mininterval=seconds_between, dynamic_ncols=True) as bar,
+        contextlib.closing(
+            import_episodes(source, describe(source, options, args.format), ids, directory, workers)
+        ) as counts,
+    ):
         bar.initial = bar.n = next(counts)  # of a command that was stopped: no part of the pace
         for done in counts:
             bar.update(done - bar.n)
@@ -96,9 +107,60 @@ def main() -> None:
     reader = DatasetReader(directory)  # the last check that it is whole
     sizes = ", ".join(f"{view} {width}x{height}" for view, (height, width) in reader.description.image_sizes.items())
     print(
-        f"{directory}: {reader.num_episodes} episodes, {reader.num_frames} frames at {source.fps} Hz, {sizes}; "
-        f"actions of {reader.all_actions.shape[1]}, proprio of {reader.all_proprio.shape[1]} dimensions"
+        shown(
+            f"{directory}: {reader.num_episodes} episodes, {reader.num_frames} frames at {source.fps} Hz, {sizes}; "
+            f"actions of {reader.all_actions.shape[1]}, proprio of {reader.all_proprio.shape[1]} dimensions"
+        )
     )
+
+
+def check_arguments(args: argparse.Namespace) -> tuple[Path, dict[str, str] | None]:
+    """What the command line alone decides: SOURCE, and view -> camera where any is given.
+
+    A whole number of `fps` becomes an int, which is what datasets say of it.
+
+    Raises:
+        UserError: the line names the argument.
+    """
+    if args.format not in FORMATS:
+        raise UserError(f"no format {args.format!r}; there are {', '.join(FORMATS)}")
+    for name, least, most in (("workers", 0, MOST_WORKERS), ("num", 1, 2**31), ("agent_id", 0, 2**31)):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} must be {least} to {most}, got {value}")
+    if args.fps is not None:
+        if not 0.01 <= args.fps <= 1000:
+            raise UserError(f"--fps must be 0.01 to 1000 frames per second, got {args.fps:g}")
+        args.fps = int(args.fps) if args.fps == int(args.fps) else args.fps
+    for name in ("action_key", "proprio_key"):
+        keys = getattr(args, name) or []
+        if len(set(keys)) < len(keys):
+            raise UserError(f"--{name} names one twice: {' '.join(keys)}")
+    if args.proprio_key and "none" in args.proprio_key and len(args.proprio_key) > 1:
+        raise UserError(f"--proprio_key none stands for itself, without {' '.join(args.proprio_key)}")
+    if args.instruction is not None and not args.instruction.strip():
+        raise UserError("--instruction has no words")
+    if args.instruction_key is not None:
+        if args.format != "rlds":
+            raise UserError(f"--instruction_key is for rlds; {args.format} has no such texts, say --instruction WORDS")
+        if args.instruction is not None:
+            raise UserError("--instruction and --instruction_key exclude each other")
+    return find_source(args.source, args.format), views(args.camera) if args.camera else None
+
+
+def find_source(given: str, format_name: str) -> Path:
+    """SOURCE as a path; only LeRobot's may be a hub id, which is returned as it is."""
+    if not given.strip():
+        raise UserError("SOURCE is empty")
+    try:
+        path = Path(given).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a NUL
+        path, is_there = Path(given), False
+    if not is_there and not (format_name == "lerobot" and re.fullmatch(HUB_ID, given)):
+        also = ", and is no hub id such as lerobot/pusht" if format_name == "lerobot" else ""
+        raise UserError(f"{path} does not exist{also}")
+    return path
 
 
 def views(given: list[str]) -> dict[str, str]:

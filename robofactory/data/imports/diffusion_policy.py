@@ -1,7 +1,7 @@
 """Diffusion Policy's zarr, as RoboFactory's scripts make them: all episodes of one agent, one behind the other.
 
-    data/{camera}   uint8 [n, 3, h, w] or [n, h, w, 3]
-    data/{vector}   float [n, d]: action, state, ...
+    data/{camera}   uint8 or float, [n, 3, h, w], [n, h, w, 3], or with 1 or 4 channels; uint8 [n, h, w]
+    data/{vector}   numbers [n, d]: action, state, ...
     meta/episode_ends
 
 In RoboFactory's the state is no measurement but the action once more: what learns from it copies its input and stands
@@ -14,134 +14,188 @@ the pictures of the global camera, `{task}_global_{num}.zarr`; it is used where 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, Shaped
 
+from robofactory.data.imports.frames import Unsuitable, num_channels, size_of, white_of
 from robofactory.data.imports.source import (
+    FETCH_AGAIN,
+    MOST_DIMENSIONS,
     NONE,
     Options,
     Recording,
     Source,
     choose_cameras,
+    choose_episodes,
     choose_fps,
     choose_vectors,
     instruction_of_task,
-    needs,
     numbered,
 )
+from robofactory.data.imports.zarr_arrays import Array, Store, open_array
 from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES
 
-try:
-    import zarr
-except ImportError:
-    raise needs("zarr") from None
-
 CONTROL_FREQ_HZ = 20  # RoboFactory's; the format does not say
 GLOBAL_CAMERA = "head_camera_global"
+ENDS = "meta/episode_ends"
 
 
 class DiffusionPolicy(Source):
     def __init__(self, path: Path, options: Options):
         self.path = path
+        self.notes = notes = []
         self._instruction = instruction_of_task(options, path)
-        arrays = _arrays(path)
-        ends = _ends(path)
+        with Store(path) as store:
+            arrays, unread = _arrays(store)
+            ends = _ends(store)
         self._starts, self._ends = np.concatenate([[0], ends[:-1]]).tolist(), ends.tolist()
-        self.episode_ids = list(range(len(ends)))
+        self.episode_ids = choose_episodes(range(len(ends)), options, path)
         for name, array in arrays.items():
             if array.shape[0] != ends[-1]:
                 raise UserError(
                     f"{path}: {name} has {array.shape[0]} frames, its episodes {ends[-1]}; it is incomplete"
                 )
-        self.fps = choose_fps(None, options, CONTROL_FREQ_HZ, path)
+        self.fps = choose_fps(None, options, CONTROL_FREQ_HZ, path, notes)
 
-        self._places = {name: (path, name) for name, array in arrays.items() if _is_camera(array)}
-        beside = _global_beside(path)
-        if beside is not None and GLOBAL_CAMERA not in self._places:
-            if _ends(beside).tolist() != self._ends:
-                raise UserError(f"{beside} has other episodes than {path}; move it away")
-            self._places[GLOBAL_CAMERA] = (beside, "head_camera")
-        self.cameras = choose_cameras(list(self._places), options, path)
-        self.image_sizes = {view: self._size(name) for view, name in self.cameras.items()}
-
-        vectors = {name: numbered(name, array.shape[1]) for name, array in arrays.items() if array.ndim == 2}
+        self._choose_cameras(arrays, unread, options, notes)
+        vectors = {
+            name: numbered(name, array.shape[1])
+            for name, array in arrays.items()
+            if array.ndim == 2 and array.shape[1] <= MOST_DIMENSIONS
+        }
         self._action_keys = options.action_keys or ("action",)
-        self.action_names = choose_vectors(self._action_keys, vectors, "action", path)
-        if self._action_keys == ("action",) and len(self.action_names) == len(JOINT_NAMES):
-            self.action_names = JOINT_NAMES  # what RoboFactory's eight are
         self._proprio_keys = options.proprio_keys or ("state",)
         if self._proprio_keys == NONE:
             self._proprio_keys = ()
+        for name in (*self._action_keys, *self._proprio_keys):
+            if name in unread:
+                raise unread[name]
+        self.action_names = choose_vectors(self._action_keys, vectors, "action", path)
+        if self._action_keys == ("action",) and len(self.action_names) == len(JOINT_NAMES):
+            self.action_names = JOINT_NAMES  # what RoboFactory's eight are
         self.proprio_names = choose_vectors(self._proprio_keys, vectors, "proprio", path)
-        copies = [
-            f"{key} is a copy of {action}"
-            for key in self._proprio_keys
-            for action in self._action_keys
-            if np.array_equal(arrays[key][:], arrays[action][:])
-        ]
+        self._vectors = {name: arrays[name] for name in (*self._action_keys, *self._proprio_keys)}
+        with Store(path) as store:
+            for array in self._vectors.values():
+                array.require_chunks(store)
+            copies = [
+                f"{key} is a copy of {action}"
+                for key in self._proprio_keys
+                for action in self._action_keys
+                if _are_equal(store, arrays[key], arrays[action])
+            ]
         if copies and options.proprio_keys is not None:
-            raise UserError(f"{path}: {copies[0]}, no measurement; leave --proprio_key away")
+            raise UserError(f"{path}: {copies[0]}, no measurement; omit --proprio_key")
         if copies:
             self._proprio_keys, self.proprio_names = (), ()
-            self.notes = (
-                f"{copies[0]}, no measurement: imported without proprio (train with model.use_proprio=false)",
-            )
+            notes.append(f"{copies[0]}, no measurement: imported without proprio (train with model.use_proprio=false)")
+
+    def _choose_cameras(
+        self, arrays: dict[str, Array], unread: dict[str, UserError], options: Options, notes: list[str]
+    ) -> None:
+        named = (options.cameras or {}).values()  # then a camera may also be what could be depth
+        places = {name: (self.path, array) for name, array in arrays.items() if _is_camera(array, name in named)}
+        beside = _global_beside(self.path)
+        if beside is not None and GLOBAL_CAMERA not in places:
+            with Store(beside) as store:
+                if _ends(store).tolist() != self._ends:
+                    raise UserError(f"{beside} has other episodes than {self.path}; move it away")
+                places[GLOBAL_CAMERA] = (beside, open_array(store, "data/head_camera"))
+            if places[GLOBAL_CAMERA][1].shape[0] != self._ends[-1]:
+                raise UserError(f"{beside}: head_camera has other frames than its episodes; it is incomplete")
+        unsuitable = {name: str(error) for name, error in unread.items() if name in named}
+        whites: dict[str, float | None] = {}
+        for name, place in places.items():
+            try:
+                size_of(place[1].shape[1:])
+                is_plain = place[1].dtype == np.uint8
+                whites[name] = None if is_plain else white_of(self._frames(place, self.episode_ids[0]))
+            except Unsuitable as error:
+                unsuitable[name] = str(error)
+        self.cameras = choose_cameras(list(whites), unsuitable, options, self.path, notes)
+        self.whites = {view: whites[name] for view, name in self.cameras.items()}
+        self._places = {view: places[name] for view, name in self.cameras.items()}
+        self.image_sizes = {view: size_of(array.shape[1:]) for view, (_, array) in self._places.items()}
+        for view, (path, array) in self._places.items():
+            with Store(path) as store:
+                array.require_chunks(store)
+            if num_channels(array.shape[1:]) == 1:
+                notes.append(f"camera {self.cameras[view]!r} is grey: its channel becomes red, green and blue")
 
     def read(self, episode: int) -> Recording:
-        rows = slice(self._starts[episode], self._ends[episode])
-        arrays = _arrays(self.path)
-        actions = np.concatenate([arrays[key][rows] for key in self._action_keys], axis=1)
-        proprio = [arrays[key][rows] for key in self._proprio_keys]
+        start, stop = self._starts[episode], self._ends[episode]
+        with Store(self.path) as store:
+            values = {name: array.read(store, start, stop) for name, array in self._vectors.items()}
+        proprio = [values[key] for key in self._proprio_keys]
         return Recording(
-            frames={view: self._frames(name, rows) for view, name in self.cameras.items()},
-            actions=actions,
-            proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((len(actions), 0), np.float32),
+            frames={view: self._frames(place, episode) for view, place in self._places.items()},
+            actions=np.concatenate([values[key] for key in self._action_keys], axis=1),
+            proprio=np.concatenate(proprio, axis=1) if proprio else np.zeros((stop - start, 0), np.float32),
             instruction=self._instruction,
         )
 
-    def _frames(self, camera: str, rows: slice) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        path, name = self._places[camera]
-        array = _arrays(path)[name]
-        at_once = array.chunks[0]  # a chunk is unpacked as a whole: read along its borders
-        for start in range(rows.start - rows.start % at_once, rows.stop, at_once):
-            block = array[max(start, rows.start) : min(start + at_once, rows.stop)]
-            yield from block if block.shape[-1] == 3 else block.transpose(0, 2, 3, 1)
-
-    def _size(self, camera: str) -> tuple[int, int]:
-        path, name = self._places[camera]
-        shape = _arrays(path)[name].shape
-        return shape[1:3] if shape[-1] == 3 else shape[2:4]
+    def _frames(self, place: tuple[Path, Array], episode: int) -> Iterator[Shaped[np.ndarray, "..."]]:
+        path, array = place
+        with Store(path) as store:
+            for block in array.blocks(store, self._starts[episode], self._ends[episode]):
+                yield from block
 
 
-def _open(path: Path) -> Any:
-    try:
-        return zarr.open_group(path, mode="r")
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path} is no zarr directory") from None
+def _arrays(store: Store) -> tuple[dict[str, Array], dict[str, UserError]]:
+    """The arrays under data/, by name, and what is wrong with those that cannot be read."""
+    names = sorted(store.list("data"))  # a directory has no order
+    if not names:
+        raise UserError(f"{store.path} has no data/; is it a Diffusion Policy zarr?")
+    arrays: dict[str, Array] = {}
+    unread: dict[str, UserError] = {}
+    for name in names:
+        if store.has(f"data/{name}/.zarray") or store.has(f"data/{name}/zarr.json"):
+            try:
+                arrays[name] = open_array(store, f"data/{name}")
+            except UserError as error:
+                unread[name] = error
+    return arrays, unread
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    root = _open(path)
-    if "data" not in root:
-        raise UserError(f"{path} has no data/; is it a Diffusion Policy zarr?")
-    return dict(sorted(root["data"].arrays()))  # a directory has no order
-
-
-def _ends(path: Path) -> np.ndarray:
-    root = _open(path)
-    if "meta/episode_ends" not in root:
-        raise UserError(f"{path} has no meta/episode_ends; is it a Diffusion Policy zarr?")
-    ends = root["meta/episode_ends"][:]
-    if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
-        raise UserError(f"{path}: meta/episode_ends must grow, got {ends[:8].tolist()}")
+def _ends(store: Store) -> Int64[np.ndarray, " e"]:
+    if not store.list(ENDS):
+        raise UserError(f"{store.path} has no {ENDS}; is it a Diffusion Policy zarr?")
+    array = open_array(store, ENDS)
+    if array.ndim != 1 or array.shape[0] == 0:
+        raise UserError(f"{store.path}: {ENDS} has the shape {list(array.shape)}; needed: a number for each episode")
+    array.require_chunks(store)
+    values = array.read(store, 0, array.shape[0])
+    with np.errstate(invalid="ignore"):  # NaN, found by the next line
+        ends = values.astype(np.int64)
+    if not np.array_equal(ends, values) or (np.diff(ends, prepend=0) <= 0).any():
+        raise UserError(
+            f"{store.path}: {ENDS} must be whole numbers that grow, got {values[:8].tolist()}; {FETCH_AGAIN}"
+        )
     return ends
 
 
-def _is_camera(array: Any) -> bool:
-    return array.ndim == 4 and array.dtype == np.uint8 and 3 in (array.shape[1], array.shape[3])
+def _is_camera(array: Array, is_named: bool) -> bool:
+    """Floats of one channel may be depth or points: they are a camera only where the user says so."""
+    if array.ndim not in (3, 4):
+        return False
+    is_coloured = array.ndim == 4 and num_channels(array.shape[1:]) in (3, 4) and min(array.shape[2:]) >= 3
+    return is_named or is_coloured or array.dtype == np.uint8
+
+
+def _are_equal(store: Store, one: Array, other: Array) -> bool:
+    if one.shape != other.shape:
+        return False
+    return all(
+        np.array_equal(one.read(store, start, stop), other.read(store, start, stop))
+        for start, stop in _pieces(one.shape[0], one.chunks[0])
+    )
+
+
+def _pieces(length: int, at_once: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, at_once):
+        yield start, min(start + at_once, length)
 
 
 def _global_beside(path: Path) -> Path | None:

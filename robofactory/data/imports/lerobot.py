@@ -25,6 +25,7 @@ from robofactory.data.imports.source import (
     Recording,
     Source,
     choose_cameras,
+    choose_episodes,
     choose_fps,
     choose_vectors,
     needs,
@@ -50,6 +51,7 @@ class Place:
 
 class LeRobot(Source):
     def __init__(self, path: Path, options: Options):
+        self.notes = notes = []
         self.path = path = path if path.is_dir() else _download(str(path))
         if not (path / "meta/info.json").is_file():
             raise UserError(f"{path} has no meta/info.json; is it a LeRobot dataset?")
@@ -57,11 +59,11 @@ class LeRobot(Source):
         version = info["codebase_version"]
         if version not in (*OLD, NEW):
             raise UserError(f"{path} is of LeRobot's version {version}; {', '.join(OLD)} and {NEW} can be imported")
-        self.fps = choose_fps(info["fps"], options, None, path)
+        self.fps = choose_fps(info["fps"], options, None, path, notes)
         self.robot_type = info.get("robot_type") or "unknown"
 
         self._features: dict[str, dict[str, Any]] = info["features"]
-        self.cameras = choose_cameras([k for k, f in self._features.items() if _is_camera(f)], options, path)
+        self.cameras = choose_cameras([k for k, f in self._features.items() if _is_camera(f)], {}, options, path, notes)
         self.image_sizes = {view: _size(self._features[key]) for view, key in self.cameras.items()}
         vectors = {key: _names(key, f) for key, f in self._features.items() if _is_vector(key, f)}
         self._action_keys = options.action_keys or ("action",)
@@ -79,9 +81,9 @@ class LeRobot(Source):
         self._places = (
             _new_places(path, info, self._videos) if version == NEW else _old_places(path, info, self._videos)
         )
-        self.episode_ids = sorted(self._places)
-        if len(self.episode_ids) != info["total_episodes"]:
-            raise UserError(f"{path} lists {len(self.episode_ids)} episodes of {info['total_episodes']}; {FETCH_AGAIN}")
+        self.episode_ids = choose_episodes(self._places, options, path)
+        if len(self._places) != info["total_episodes"]:
+            raise UserError(f"{path} lists {len(self._places)} episodes of {info['total_episodes']}; {FETCH_AGAIN}")
 
     def read(self, episode: int) -> Recording:
         place, name = self._places[episode], f"{self.path}: episode {episode}"
@@ -243,7 +245,9 @@ def _matrix(column: pa.ChunkedArray) -> Shaped[np.ndarray, "n d"]:
     return lerobot.to_numpy(column).reshape(len(column), 1)
 
 
-def _video_frames(path: Path, times_s: Float64[np.ndarray, " n"], fps: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _video_frames(
+    path: Path, times_s: Float64[np.ndarray, " n"], fps: float | int
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """The pictures of a video at these ascending times, decoded one after the other.
 
     Raises:

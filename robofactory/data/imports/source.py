@@ -1,25 +1,24 @@
-"""What every foreign format gives, and how that becomes a dataset of ours: `episodes(source, ids, workers)`.
+"""What every foreign format gives, and how what it calls things is chosen; `reading` makes a dataset of it.
 
 A format is one file with one class, a `Source`. It says in its constructor what all episodes share, so that a wrong name
 or an odd dataset is one line before anything is written, and reads one episode at a time, so that memory does not grow
 with the dataset.
 """
 
-import io
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Shaped
 
 from robofactory.config import load_scene, scene_file
-from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode, encode_png
+from robofactory.data.episodes import DatasetDescription
+from robofactory.data.imports.frames import Frame
 from robofactory.errors import UserError
 
 # Our view -> the names that RoboFactory's recordings have for it; {agent} stands for the agent's number.
@@ -30,6 +29,9 @@ KNOWN_CAMERAS = {
 }
 NONE = ("none",)  # what --proprio_key says for: without
 FETCH_AGAIN = "the source is incomplete; get it again"
+NEAR_FPS = 0.01  # 29.97 is 0.1 % from 30: of a rate that the user states, how far it may be from the recorded one
+MOST_DIMENSIONS = 4096  # of a vector: more are no joints
+LEAST_FPS, MOST_FPS = 0.01, 1000.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Options:
     action_keys, proprio_keys: names in the source; of several, the vectors are joined in this order.
     instruction_key: the name of the text in the source that is the instruction.
     instruction: of all episodes, instead of what the source says.
+    skip: the source's numbers of episodes that are not imported.
     """
 
     task: str
@@ -49,20 +52,23 @@ class Options:
     proprio_keys: tuple[str, ...] | None = None
     instruction_key: str | None = None
     instruction: str | None = None
-    fps: int | None = None
+    fps: float | int | None = None
+    skip: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One episode as its source has it.
+    """One episode as its source has it. Of vectors, what is no number or not finite is found by `reading`.
 
-    frames: view -> pictures one after the other, each an array or an encoded file (PNG, JPEG).
+    frames: view -> pictures one after the other, each an array or an encoded picture (see `frames`).
+    file: where the episode lies, for messages; None: in the source itself.
     """
 
-    frames: Mapping[str, Iterable[UInt8[np.ndarray, "h w 3"] | bytes]]
-    actions: Float[np.ndarray, "n a"]
-    proprio: Float[np.ndarray, "n s"]
+    frames: Mapping[str, Iterable[Frame]]
+    actions: Shaped[np.ndarray, "n a"]
+    proprio: Shaped[np.ndarray, "n s"]
     instruction: str
+    file: Path | None = None
 
 
 class Source(ABC):
@@ -70,8 +76,10 @@ class Source(ABC):
 
     cameras: view -> name in the source.
     image_sizes: view -> (height, width) in px, of all episodes.
+    whites: view -> what white is, of cameras whose pictures are arrays of floats (`frames.white_of`).
     action_names, proprio_names: of their dimensions; no proprio has none.
-    episode_ids: what can be imported, ascending; numbers that the source itself has, or counts.
+    fps: an int where it is a whole number.
+    episode_ids: what is imported, ascending; numbers that the source itself has, or counts (`choose_episodes`).
     notes: what the user should know, a line each.
     """
 
@@ -80,19 +88,24 @@ class Source(ABC):
     image_sizes: dict[str, tuple[int, int]]
     action_names: tuple[str, ...]
     proprio_names: tuple[str, ...]
-    fps: int
+    fps: float | int
     episode_ids: list[int]
     robot_type: str = "unknown"
-    notes: tuple[str, ...] = ()
+    whites: Mapping[str, float | None] = {}
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def read(self, episode: int) -> Recording: ...
 
 
 def describe(source: Source, options: Options, kind: str) -> DatasetDescription:
-    """What all imported episodes share, with where they are from: another source or mapping is never mixed in."""
+    """What all imported episodes share, with where they are from: another source or mapping is never mixed in.
+
+    Which episodes are skipped is no part of it: an import that met a bad one goes on without it.
+    """
     mapping = [f"{view}={name}" for view, name in source.cameras.items()]
-    mapping += [f"{name}={value}" for name, value in vars(options).items() if value and name not in ("cameras", "task")]
+    shown = {name: value for name, value in vars(options).items() if name not in ("cameras", "task", "skip")}
+    mapping += [f"{name}={value}" for name, value in shown.items() if value]
     return DatasetDescription(
         scene_yaml="",
         agent_id=options.agent_id,
@@ -112,7 +125,7 @@ def choose(name: str, available: Iterable[str], what: str, option: str, source: 
     """The name, if the source has it.
 
     Raises:
-        UserError: it has not; the line lists what there is.
+        UserError: it does not; the line lists what there is.
     """
     names = list(available)
     if name not in names:
@@ -120,17 +133,49 @@ def choose(name: str, available: Iterable[str], what: str, option: str, source: 
     return name
 
 
-def choose_cameras(available: Sequence[str], options: Options, source: Path) -> dict[str, str]:
+def choose_episodes(found: Iterable[int], options: Options, source: Path) -> list[int]:
+    """The numbers of the episodes to import, ascending: all that the source has but those to skip.
+
+    Raises:
+        UserError: the source names one twice, has none of a number to skip, or none is left.
+    """
+    counts = Counter(list(found))
+    doubled = [number for number, count in counts.items() if count > 1]
+    if doubled:
+        raise UserError(f"{source} has episode {doubled[0]} twice; {FETCH_AGAIN}")
+    ids = sorted(counts)
+    unknown = [number for number in options.skip if number not in counts]
+    if unknown:
+        is_range = len(ids) > 1 and ids == list(range(ids[0], ids[-1] + 1))
+        listed = f"{ids[0]} to {ids[-1]}" if is_range else ", ".join(map(str, ids[:10])) or "none"
+        raise UserError(f"--skip {unknown[0]}: {source} has no such episode to import; it has {listed}")
+    left = [number for number in ids if number not in options.skip]
+    if not left:
+        raise UserError(f"{source} has no episode" + (" that is not skipped" if ids else f"; {FETCH_AGAIN}"))
+    return left
+
+
+def choose_cameras(
+    available: Sequence[str], unsuitable: Mapping[str, str], options: Options, source: Path, notes: list[str]
+) -> dict[str, str]:
     """View -> camera: as the options say, or all cameras but those of other agents.
 
     Without options, RoboFactory's cameras get our views' names, and others the last part of their own.
+
+    Args:
+        unsuitable: cameras that cannot be imported, and why, for instance "it is depth". Where none was chosen they
+            are left out, and a note says so.
     """
     if options.cameras is not None:
+        for name in options.cameras.values():
+            if name in unsuitable:
+                raise UserError(f"{source}: camera {name!r} cannot be imported: {unsuitable[name]}")
         return {
             view: choose(name, available, "camera", f"--camera {view}=NAME", source)
             for view, name in options.cameras.items()
         }
     known = {name.format(agent=options.agent_id): view for view, names in KNOWN_CAMERAS.items() for name in names}
+    notes += [f"camera {name!r} is left out: {reason}" for name, reason in unsuitable.items()]
     views: dict[str, str] = {}
     for name in available:
         short = re.split(r"[./]", name)[-1]
@@ -141,23 +186,36 @@ def choose_cameras(available: Sequence[str], options: Options, source: Path) -> 
             raise UserError(
                 f"{source}: cameras {views[view]} and {name} would both be {view!r}; say --camera VIEW=NAME"
             )
+        if not view.strip() or not view.isprintable():
+            raise UserError(f"{source}: camera {name!r} needs a name for its view; say --camera VIEW=NAME")
         views[view] = name
     if not views:
-        raise UserError(f"{source} has no camera of agent {options.agent_id}; it has {', '.join(available) or 'none'}")
+        listed = "".join(f"; {name}: {reason}" for name, reason in list(unsuitable.items())[:3])
+        listed = f"; it has {', '.join(available)}{listed}" if available else listed or "; it has none"
+        raise UserError(f"{source} has no camera of agent {options.agent_id} that can be imported{listed}")
     return views
 
 
 def choose_vectors(
     keys: tuple[str, ...], available: Mapping[str, Sequence[str]], what: str, source: Path
 ) -> tuple[str, ...]:
-    """The names of the dimensions of these vectors, joined.
+    """The names of the dimensions of these vectors, joined; no two are the same.
+
+    A name that several have gets its vector's in front, and a number behind it where that is not enough.
 
     Args:
         available: each vector's names of its dimensions.
         what: action or proprio.
     """
     option = f"--{what}_key NAME" + (", or none to go without" if what == "proprio" else "")
-    return tuple(name for key in keys for name in available[choose(key, available, what, option, source)])
+    named = [(key, name) for key in keys for name in available[choose(key, available, what, option, source)]]
+    counts = Counter(name for _, name in named)
+    names = [name if counts[name] == 1 else f"{key}.{name}" for key, name in named]
+    counts = Counter(names)
+    names = [name if counts[name] == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+    if len(set(names)) < len(names):
+        raise UserError(f"{source}: two dimensions of its {what} would both be {Counter(names).most_common(1)[0][0]!r}")
+    return tuple(names)
 
 
 def numbered(key: str, size: int) -> list[str]:
@@ -165,20 +223,25 @@ def numbered(key: str, size: int) -> list[str]:
     return [f"{key}_{index}" for index in range(size)]
 
 
-def choose_fps(recorded: float | int | None, options: Options, usual: int | None, source: Path) -> int:
-    """Frames a second: what the source says, else the options, else what is usual in its format.
+def choose_fps(
+    recorded: float | int | None, options: Options, usual: int | None, source: Path, notes: list[str]
+) -> float | int:
+    """Frames per second: what the user says where it is near what the source says, else that, else what is usual.
 
     Raises:
-        UserError: nobody knows, they say different things, or it is no whole number.
+        UserError: nobody knows, they say different things, or it is no rate.
     """
-    if recorded is not None and options.fps not in (None, recorded):
-        raise UserError(f"{source} was recorded at {recorded:g} frames a second, not {options.fps}; leave --fps away")
-    fps = next((value for value in (recorded, options.fps, usual) if value is not None), None)
+    fps = next((value for value in (options.fps, recorded, usual) if value is not None), None)
     if fps is None:
-        raise UserError(f"{source} does not say how many frames a second it has; say --fps N")
-    if fps <= 0 or fps != int(fps):
-        raise UserError(f"{source}: {fps:g} frames a second; a positive whole number is needed")
-    return int(fps)
+        raise UserError(f"{source} does not say how many frames per second it has; say --fps N")
+    for value in (fps, recorded):
+        if value is not None and not LEAST_FPS <= value <= MOST_FPS:
+            raise UserError(f"{source}: {value:g} frames per second; needed: {LEAST_FPS:g} to {MOST_FPS:g}")
+    if recorded is not None and fps != recorded:
+        if not math.isclose(fps, recorded, rel_tol=NEAR_FPS):
+            raise UserError(f"{source} was recorded at {recorded:g} frames per second, not {fps:g}; omit --fps")
+        notes.append(f"it was recorded at {recorded:g} frames per second, and is imported as {fps:g}")
+    return int(fps) if fps == int(fps) else float(fps)
 
 
 def instruction_of_task(options: Options, source: Path) -> str:
@@ -188,7 +251,7 @@ def instruction_of_task(options: Options, source: Path) -> str:
     try:
         return load_scene(scene_file(options.task)).instruction
     except UserError:
-        raise UserError(f"{source} has no instructions, and {options.task} is none of our tasks; say --instruction WORDS") from None  # fmt: skip
+        raise UserError(f"{source} has no instructions, and {options.task} is no task of this project; say --instruction WORDS") from None  # fmt: skip
 
 
 def one_instruction(options: Options, found: Iterable[str], source: Path, episode: int) -> str:
@@ -209,125 +272,3 @@ def one_instruction(options: Options, found: Iterable[str], source: Path, episod
 def needs(package: str) -> UserError:
     """For the except clause of an import."""
     return UserError(f"this format needs {package}: pip install 'robofactory[imports]'")
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
-def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episode]:
-    """These episodes of a source, in this order, ready to be written.
-
-    They are decoded and encoded ahead in processes, one episode in each; 0: in this one. No process survives this one,
-    however it ends.
-
-    Raises:
-        UserError: an episode is broken or unlike the first; a worker died.
-    """
-    workers = min(workers, len(ids))
-    ahead: dict[str, Any] = {"prefetch_factor": 1, "multiprocessing_context": "spawn"} if workers else {}
-    loader = DataLoader(
-        _Episodes(source), batch_size=None, sampler=ids, collate_fn=_as_it_is, num_workers=workers, **ahead
-    )
-    try:
-        for episode in loader:
-            if isinstance(episode, UserError):
-                raise episode
-            yield episode
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise UserError("a process that read episodes died; if it was killed for memory, use fewer --workers; the same command continues") from None  # fmt: skip
-
-
-class _Episodes(Dataset[Episode | UserError]):
-    """Mistakes come back as values: an exception from a worker would come with its traceback in the message."""
-
-    def __init__(self, source: Source):
-        self.source = source
-
-    def __getitem__(self, episode: int) -> Episode | UserError:
-        try:
-            return read_episode(self.source, episode)
-        except UserError as error:
-            return error
-
-
-def _as_it_is(episode: Any) -> Any:
-    return episode
-
-
-def read_episode(source: Source, episode: int) -> Episode:
-    """One episode, with its pictures as PNG.
-
-    Raises:
-        UserError: its lengths do not fit each other, or its sizes not those of the first.
-    """
-    recording, name = source.read(episode), f"{source.path}: episode {episode}"
-    actions = np.ascontiguousarray(recording.actions, np.float32)
-    proprio = np.ascontiguousarray(recording.proprio, np.float32)
-    for what, values, names in (
-        ("action", actions, source.action_names),
-        ("proprio", proprio, source.proprio_names),
-    ):
-        if values.shape[1] != len(names):
-            raise UserError(f"{name}: its {what} has {values.shape[1]} dimensions, that of the first has {len(names)}")
-    images = {}
-    for view, frames in recording.frames.items():
-        images[view] = [_to_png(frame, source.image_sizes[view], f"{name}, view {view}") for frame in frames]
-    lengths = {"actions": len(actions), "proprio": len(proprio), **{view: len(files) for view, files in images.items()}}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{name}: " + ", ".join(f"{count} {what}" for what, count in lengths.items()) + "; the lengths do not fit")  # fmt: skip
-    if len(actions) == 0:
-        raise UserError(f"{name} has no frame")
-    perturbed = np.zeros(len(actions), bool)
-    return Episode(images, proprio, actions, perturbed, recording.instruction, seed=episode)
-
-
-def _to_png(frame: Shaped[np.ndarray, "..."] | bytes, size: tuple[int, int], name: str) -> bytes:
-    """A picture as `encode_png` writes it; a file that is PNG already stays what it is."""
-    if isinstance(frame, bytes):
-        with open_image(frame, name) as image:
-            is_done = image.format == "PNG" and image.mode == "RGB"
-            found, pixels = (image.height, image.width), None if is_done else np.asarray(image.convert("RGB"))
-    else:
-        found, pixels = frame.shape[:2], frame
-        if frame.dtype != np.uint8 or frame.shape[2:] != (3,):
-            raise UserError(f"{name}: its pictures are {frame.dtype} {list(frame.shape)}; expected uint8 [h, w, 3]")
-    if tuple(found) != size:
-        raise UserError(f"{name}: {found[1]}x{found[0]} px, but the first episode has {size[1]}x{size[0]}; all must be alike")  # fmt: skip
-    if pixels is None:
-        assert isinstance(frame, bytes)
-        return frame
-    return encode_png(pixels)
-
-
-def open_image(content: bytes, name: str) -> Image.Image:
-    """An encoded picture. Raises UserError where it is none."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError):  # what Pillow says of a broken PNG
-        raise UserError(f"{name}: a picture of {len(content)} bytes cannot be read") from None
-    return image
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def import_episodes(
-    source: Source, description: DatasetDescription, ids: Sequence[int], directory: Path, workers: int
-) -> Iterator[int]:
-    """Writes what is missing of these episodes into a dataset, and then its end. Yields the number there is by now.
-
-    Raises:
-        UserError: as `episodes` and `DatasetWriter`; the dataset has other episodes.
-    """
-    writer = DatasetWriter(directory, description)
-    if writer.seeds != list(ids[: writer.num_episodes]):
-        raise UserError(f"{directory} holds other episodes than {source.path}; delete it")
-    yield writer.num_episodes
-    for episode in episodes(source, ids[writer.num_episodes :], workers):
-        writer.append(episode)
-        yield writer.num_episodes
-    if not writer.is_finished:
-        writer.finalize()

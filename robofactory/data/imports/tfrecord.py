@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from robofactory.data.imports.source import needs
+from robofactory import files
+from robofactory.data.imports.source import FETCH_AGAIN, needs
 from robofactory.errors import UserError
 
 try:
@@ -21,6 +22,7 @@ try:
 except ImportError:
     raise needs("google-crc32c and protobuf") from None
 
+MAX_BYTES = 1_000_000_000  # of a record, which is read as a whole
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 MASK_DELTA = 0xA282EAD8  # record_writer.h: so that a checksum of data that hold checksums is no trivial one
@@ -47,6 +49,7 @@ def list_records(path: Path) -> list[Record]:
     Raises:
         UserError: it is truncated, damaged or something else.
     """
+    files.require_regular(path, FETCH_AGAIN)
     records, size, offset = [], path.stat().st_size, 0
     with open(path, "rb") as file:
         while offset < size:
@@ -59,6 +62,10 @@ def list_records(path: Path) -> list[Record]:
             end = offset + HEADER.size + length + FOOTER.size
             if not is_whole or end > size:
                 raise UserError(f"{path} is truncated: record {len(records)} ends behind its end")
+            if length > MAX_BYTES:
+                raise UserError(
+                    f"{path}: record {len(records)} has {length:,} bytes, more than the {MAX_BYTES:,} allowed"
+                )
             records.append(Record(path, offset + HEADER.size, length))
             offset = end
     return records

@@ -101,7 +101,10 @@ def test_the_first_so_many_episodes_are_a_dataset_of_their_own(run_import, tmp_p
 def test_numbers_that_are_not_finite_are_not_imported(run_import, tmp_path):
     broken = MEASURED.copy()
     broken[content.LENGTHS[0] + 2, 1] = np.nan
-    with pytest.raises(UserError, match=r"episode 1 \(seed 1\): the proprio of frame 2 is"):
+    with pytest.raises(
+        UserError,
+        match=r"episode 1: its proprio in frame 2 is not finite: \[0\.2.*, nan, 0\.5\]; add --skip 1 to leave it out",
+    ):
         run_import("zarr", write(tmp_path / "demo.zarr", state=broken), *WORDS)
 
 
@@ -110,9 +113,9 @@ def test_numbers_that_are_not_finite_are_not_imported(run_import, tmp_path):
     [
         (["--camera", "side"], r"--camera takes VIEW=NAME, for instance side=head_camera, not 'side'"),
         (["--camera", "a=head_camera", "a=wrist_camera"], "--camera names a view twice: a=head_camera a=wrist_camera"),
-        (["--workers", "-1"], "--workers must be at least 0, got -1"),
-        (["--num", "0"], "--num must be at least 1, got 0"),
-        (["--fps", "0"], "0 frames a second; a positive whole number is needed"),
+        (["--workers", "-1"], "--workers must be 0 to 256, got -1"),
+        (["--num", "0"], "--num must be 1 to 2147483648, got 0"),
+        (["--fps", "0"], "--fps must be 0.01 to 1000 frames per second, got 0"),
     ],
 )
 def test_a_mistake_in_the_command_is_one_line(run_import, tmp_path, arguments, message):
@@ -127,10 +130,10 @@ def test_an_unknown_format_is_answered_with_those_there_are(run_import, tmp_path
 
 def test_without_options_cameras_keep_their_names_and_other_agents_are_left_away():
     available = ["head_camera_agent0", "head_camera_agent1", "head_camera_global", "obs/images/left"]
-    assert choose_cameras(available, Options("Push", agent_id=1), Path("source")) == {
+    assert choose_cameras(available, {}, Options("Push", agent_id=1), Path("source"), []) == {
         "side": "head_camera_agent1",
         "overhead": "head_camera_global",
         "left": "obs/images/left",
     }
     with pytest.raises(UserError, match=r"cameras a/top and b/top would both be 'top'; say --camera VIEW=NAME"):
-        choose_cameras(["a/top", "b/top"], Options("Push"), Path("source"))
+        choose_cameras(["a/top", "b/top"], {}, Options("Push"), Path("source"), [])

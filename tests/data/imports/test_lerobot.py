@@ -53,7 +53,8 @@ def test_cameras_and_vectors_are_chosen_by_name(run_import):
 
     reader = run_import("lerobot", source, "--action_key", "action", "observation.state", task="Joined")
     np.testing.assert_array_equal(reader.all_actions[:, :3], reader.all_actions[:, 3:] + np.float32(0.05))
-    assert reader.description.joint_names == (*content.JOINTS, *content.JOINTS)
+    names = [f"{key}.{joint}" for key in ("action", "observation.state") for joint in content.JOINTS]
+    assert reader.description.joint_names == tuple(names), "two dimensions have one name"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_cameras_and_vectors_are_chosen_by_name(run_import):
         ),
         (["--action_key", "actions"], r"no action 'actions'; it has observation\.state, action \(--action_key NAME\)"),
         (["--proprio_key", "state"], r"no proprio 'state'; it has .* \(--proprio_key NAME, or none to go without\)"),
-        (["--fps", "20"], r"was recorded at 10 frames a second, not 20; leave --fps away"),
+        (["--fps", "20"], r"was recorded at 10 frames per second, not 20; omit --fps"),
         (["--num", "3"], r"--num 3: .* has 2 episodes"),
     ],
 )
@@ -114,5 +115,5 @@ def test_a_shorter_video_is_no_shorter_episode(run_import, source):
 def test_another_version_or_no_dataset_is_refused(run_import, source, tmp_path):
     with pytest.raises(UserError, match=r"version v1\.6; v2\.0, v2\.1 and v3\.0 can be imported"):
         run_import("lerobot", change_info(source("lerobot_v2.1_image"), codebase_version="v1.6"))
-    with pytest.raises(UserError, match="is no directory, and no hub id"):
+    with pytest.raises(UserError, match="does not exist, and is no hub id"):
         run_import("lerobot", tmp_path / "nowhere")

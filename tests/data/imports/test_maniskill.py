@@ -101,7 +101,9 @@ def test_a_wrong_name_is_answered_with_those_there_are(run_import, tmp_path):
         run_import("maniskill", path, task="LiftBarrier-rf", agent=2)
     with pytest.raises(UserError, match=r"no proprio 'qpoz'; it has qpos, qvel"):
         run_import("maniskill", path, "--proprio_key", "qpoz", task="LiftBarrier-rf")
-    with pytest.raises(UserError, match=r"has no instructions, and LiftBarier is none of our tasks; say --instruction"):
+    with pytest.raises(
+        UserError, match=r"has no instructions, and LiftBarier is no task of this project; say --instruction"
+    ):
         run_import("maniskill", path, task="LiftBarier")
 
 
@@ -136,7 +138,9 @@ def test_episodes_unlike_the_first_are_refused(run_import, tmp_path):
         small = file[key][:, :6]
         del file[key]
         file[key] = small
-    with pytest.raises(UserError, match="episode 4, view side: 16x6 px, but the first episode has 16x12") as caught:
+    with pytest.raises(
+        UserError, match="episode 4: view side, frame 0: it has 16x6 px, the first episode has 16x12; all must be alike"
+    ) as caught:
         run_import("maniskill", path, task="LiftBarrier-rf")
     assert "\n" not in str(caught.value)
     path = write(tmp_path / "other.h5")

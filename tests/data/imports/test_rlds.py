@@ -128,7 +128,7 @@ def test_instructions_are_chosen_by_name_or_said(run_import, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "does not say how many frames a second it has; say --fps N"),
+        ([], "does not say how many frames per second it has; say --fps N"),
         (["--fps", "5", "--camera", "side=image"], "no camera 'image'; it has observation/front_image, observation/wr"),
         (["--fps", "5", "--action_key", "act"], "no action 'act'; it has action, observation/state"),
         (
@@ -158,6 +158,9 @@ def test_missing_shards_and_damaged_records_are_found(run_import, tmp_path):
     with pytest.raises(UserError, match="the record at byte 12 is damaged, its checksum is wrong"):
         run_import("rlds", source, "--fps", "5")
     second.unlink()
+    with pytest.raises(UserError, match=r"1\.0\.0 has 1 shards of 2; the source is incomplete; get it again"):
+        run_import("rlds", source, "--fps", "5")
+    (source / "push-train.tfrecord-00000-of-00002").rename(source / "push-train.tfrecord")
     with pytest.raises(UserError, match=r"has 1 episodes, dataset_info\.json speaks of 2; shards are missing"):
         run_import("rlds", source, "--fps", "5")
 

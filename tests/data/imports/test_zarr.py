@@ -52,7 +52,7 @@ def test_robofactorys_state_is_found_out_and_left_away(run_import, tmp_path, cap
     content.check(reader, has_proprio=False, instructions=("push", "push"), side="front")
     assert set(reader.views) == {"side", "wrist"}
     assert "state is a copy of action, no measurement: imported without proprio" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"state is a copy of action, no measurement; leave --proprio_key away"):
+    with pytest.raises(UserError, match=r"state is a copy of action, no measurement; omit --proprio_key"):
         run_import("zarr", path, "--instruction", "push", "--proprio_key", "state")
 
 
@@ -86,5 +86,5 @@ def test_a_wrong_name_or_a_broken_zarr_is_one_line(run_import, tmp_path):
     zarr.open_group(path, mode="a")["data/action"].resize((12, 3))
     with pytest.raises(UserError, match="action has 12 frames, its episodes 13; it is incomplete"):
         run_import("zarr", path, *words)
-    with pytest.raises(UserError, match="is no zarr directory"):
+    with pytest.raises(UserError, match=r"nowhere\.zarr does not exist"):
         run_import("zarr", tmp_path / "nowhere.zarr", *words)
