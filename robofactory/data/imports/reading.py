@@ -23,7 +23,7 @@ from robofactory import files
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 from robofactory.data.imports.frames import to_png
 from robofactory.data.imports.source import Source
-from robofactory.errors import UserError
+from robofactory.errors import UserError, shown
 
 SECONDS_TO_END = 2.0  # of a process that was asked to
 
@@ -101,6 +101,8 @@ def _read_episode(source: Source, episode: int) -> Episode:
             except UserError as error:
                 place = f" {frame}" if isinstance(frame, Path) else ""
                 raise UserError(f"{name}: view {view}, frame {index}{place}: {error}") from None
+    for note in recording.notes:
+        print(shown(f"warning: {name}: {note}"), file=sys.stderr)
     lengths = {"actions": len(actions), "proprio": len(proprio), **{view: len(files) for view, files in images.items()}}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{name}: " + ", ".join(f"{count} {what}" for what, count in lengths.items()) + "; the lengths do not fit")  # fmt: skip
