@@ -66,9 +66,6 @@ class LeRobot(Source):
         if self._is_new:
             self._new_episodes = meta.read_new_episodes(path, self._videos)
             self._episodes: Mapping[int, meta.Episode] = self._new_episodes
-            self._found = rows.find_episodes(self._data_path.find(path))
-            self._moved = self._find_moved_videos()
-            self._note_what_differs(notes)
         else:
             self._new_episodes, self._episodes = {}, meta.read_old_episodes(path)
             used = self._data_path.fields | (self._video_path.fields if self._videos else set())
@@ -77,6 +74,10 @@ class LeRobot(Source):
         if info.total_episodes not in (None, len(self._episodes)):
             raise UserError(f"{path} lists {len(self._episodes)} episodes of {info.total_episodes}; {FETCH_AGAIN}")
         self.episode_ids = choose_episodes(self._episodes, options, path)
+        if self._is_new:
+            self._found = rows.find_episodes(self._data_path.find(path))
+            self._moved = self._find_moved_videos()
+            self._note_what_differs(notes)
         self._look_at_first_pictures(notes)
 
     def _choose_cameras(self, notes: list[str]) -> None:

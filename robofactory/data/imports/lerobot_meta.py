@@ -27,6 +27,8 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_LENGTH = 65_536  # numbers of a vector
 MAX_EPISODES = 1_000_000
 MAX_DIGITS = 20  # that a number in a path is padded to
+MAX_TEMPLATE = 1000  # characters
+SHOWN_CHARACTERS = 80  # of text in a message
 LATEST_S = 1e8  # in a video
 
 
@@ -116,12 +118,17 @@ def read_info(path: Path) -> Info:
         raise UserError(f"{path} has no meta/info.json; is it a LeRobot dataset?")
     content = documents.read_json(meta_file(path, "info.json"), dict[str, Any], FETCH_AGAIN)
     if "codebase_version" not in content:
-        keys = ", ".join(list(content)[:6]) or "nothing"
+        keys = brief(", ".join(list(content)[:6])) or "nothing"
         raise UserError(f"{path} is no LeRobot dataset: its meta/info.json has no codebase_version, but {keys}")
     version = content["codebase_version"]
     if isinstance(version, str) and version not in VERSIONS:
-        raise UserError(f"{path} is of LeRobot's version {version}; v2.0, v2.1 and v3.0 can be imported")
+        raise UserError(f"{path} is of LeRobot's version {brief(version)}; v2.0, v2.1 and v3.0 can be imported")
     return documents.check(content, Info, str(file))
+
+
+def brief(text: str) -> str:
+    """For messages."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def meta_file(path: Path, name: str) -> Path:
@@ -137,20 +144,19 @@ class PathTemplate:
 
     def __init__(self, text: str, fields: Collection[str], source: str):
         self._text, self._parts = text, []
-        if not text or Path(text).is_absolute() or ".." in Path(text).parts or "\0" in text:
-            raise UserError(f"{source} {text!r} is not below the dataset; it is refused")
+        source = f"{source} {brief(text)!r}"
+        if not text or len(text) > MAX_TEMPLATE or Path(text).is_absolute() or ".." in Path(text).parts or "\0" in text:
+            raise UserError(f"{source} is no path below the dataset; it is refused")
         for token in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text):
             if token in ("{{", "}}"):
                 token = token[0]
             elif token[0] in "{}":
                 field = re.fullmatch(r"\{(\w+)(?::(?:0(\d{1,2}))?d?)?\}", token)
                 if field is None or int(field[2] or 0) > MAX_DIGITS:
-                    raise UserError(f"{source} {text!r} has {token!r}; only {{name}} and {{name:03d}} are understood")
+                    raise UserError(f"{source} has {brief(token)!r}; only {{name}} and {{name:03d}} are understood")
                 if field[1] not in fields:
                     known = ", ".join(fields)
-                    raise UserError(
-                        f"{source} {text!r} has {token!r}{did_you_mean(field[1], fields)}; known are {known}"
-                    )
+                    raise UserError(f"{source} has {brief(token)!r}{did_you_mean(field[1], fields)}; known are {known}")
                 self._parts.append((field[1], int(field[2] or 0)))
                 continue
             self._parts.append(token)
@@ -211,7 +217,7 @@ def names_of(path: Path, key: str, feature: Feature, notes: list[str]) -> list[s
     if names is None:
         if feature.names not in (None, [], {}) and size > 1:
             notes.append(
-                f"the names of {key} in meta/info.json do not fit its {size} dimensions: {str(feature.names)[:60]}; "
+                f"the names of {key} in meta/info.json do not fit its {size} dimensions: {brief(str(feature.names))}; "
                 "they are numbered, and none is known to be a gripper"
             )
         return [short] if size == 1 and short != key else numbered(short, size)
@@ -300,7 +306,9 @@ def read_tasks(path: Path) -> tuple[Path, dict[int, str | None]]:
     tasks: dict[int, str | None] = {}
     for row in rows:
         if tasks.setdefault(row.task_index, row.task) != row.task:
-            raise UserError(f"{table}: task_index {row.task_index} is {tasks[row.task_index]!r} and {row.task!r}")
+            raise UserError(
+                f"{table}: task_index {row.task_index} is {brief(str(tasks[row.task_index]))!r} and {brief(str(row.task))!r}"
+            )
         if len(tasks) > MAX_EPISODES:
             raise UserError(f"{table} has more than {MAX_EPISODES:,} tasks")
     return table, tasks
@@ -310,7 +318,7 @@ def _task_rows(table: Path) -> Iterator[Task]:
     """The words are pandas' index, which has a name in some versions only; others write columns beside it."""
     with open_table(table) as file:
         kinds, count = {field.name: field.type for field in file.schema_arrow}, file.metadata.num_rows
-    words = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    words = [name for name, kind in kinds.items() if _is_text(kind)]
     usual = [name for name in ("task", "__index_level_0__") if name in words]
     if not usual and len(words) != 1:
         raise UserError(f"{table} has no column of words called task; it has {', '.join(kinds) or 'none'}")
@@ -319,6 +327,11 @@ def _task_rows(table: Path) -> Iterator[Task]:
         values = [to_list(batch.column(name), f"{table}: column {name!r}") for name in ("task_index", column)]
         rows = [{"task_index": index, "task": task} for index, task in zip(*values, strict=True)]
         yield from documents.check(rows, list[Task], f"{table}: from row {row}", FETCH_AGAIN)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(plain) or pa.types.is_large_string(plain)
 
 
 def read_old_episodes(path: Path) -> dict[int, Episode]:

@@ -38,8 +38,8 @@ def open_video(path: Path) -> "Iterator[tuple[InputContainer, VideoStream]]":
                 raise UserError(f"{path} is in a format that FFmpeg cannot decode here")
             _require_bounded(path, stream.width, stream.height)
             yield container, stream
-    except (FFmpegError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} cannot be decoded: {error}") from None
+    except (FFmpegError, UnicodeDecodeError, OverflowError, MemoryError) as error:  # Unicode: its metadata
+        raise UserError(f"{path} cannot be decoded: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _require_bounded(path: Path, width: int, height: int) -> None:

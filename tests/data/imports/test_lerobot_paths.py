@@ -62,10 +62,11 @@ def test_a_template_is_filled_as_python_would(text, expected):
         ("{episode_idx}", r"did you mean 'episode_index'\?"),
         ("{episode_index", r"only \{name\}"),
         ("episode_index}", r"only \{name\}"),
-        ("", "is not below the dataset; it is refused"),
-        ("/etc/{episode_index}", "is not below the dataset; it is refused"),
-        ("data/../../{episode_index}", "is not below the dataset; it is refused"),
-        ("data\0{episode_index}", "is not below the dataset; it is refused"),
+        ("", "is no path below the dataset; it is refused"),
+        ("/etc/{episode_index}", "is no path below the dataset; it is refused"),
+        ("data/../../{episode_index}", "is no path below the dataset; it is refused"),
+        ("x" * 1001, "'x{80}\\.\\.\\.' is no path below the dataset; it is refused"),
+        ("data\0{episode_index}", "is no path below the dataset; it is refused"),
     ],
 )
 def test_a_template_understands_nothing_else(text, message):

@@ -137,6 +137,16 @@ def test_episodes_that_only_meta_or_only_rows_have_are_said(tmp_path):
     assert "the rows of 1 episodes (3) are omitted, which meta/episodes does not list" in source.notes
 
 
+def test_a_dataset_without_episodes_is_refused(tmp_path, old):
+    (old / "meta/episodes.jsonl").write_text("")
+    refused(change_info(old, total_episodes=0), "has no episode; the source is incomplete")
+    root = change_info(write_new(tmp_path / "new", is_video=True), total_episodes=None)
+    pq.write_table(pq.read_table(episodes_file(root)).slice(0, 0), episodes_file(root))
+    refused(root, "has no episode; the source is incomplete")
+    episodes_file(root).unlink()
+    refused(root, r"has no meta/episodes/chunk-\*/file-\*\.parquet")
+
+
 def test_an_episode_listed_twice_is_refused(tmp_path, old):
     write_lines(old / "meta/episodes.jsonl", [{"episode_index": 1, "length": 4}] * 2)
     refused(old, "meta/ lists episode 1 twice")
@@ -281,6 +291,8 @@ def test_a_dataset_of_another_kind_is_no_lerobot_dataset(tmp_path, old):
         ({"index": [0], "task_index": [0], "task": ["push"]}, "push"),
         ({"task_index": [0], "task": ["push"], "note": ["red"]}, "push"),
         ({"task_index": [0], "words": ["push"]}, "push"),
+        ({"task_index": [0], "task": pa.array(["push"]).dictionary_encode()}, "push"),
+        ({"task_index": [0], "task": pa.array(["push"], pa.large_string())}, "push"),
     ],
 )
 def test_tasks_are_found_in_whatever_column_they_are(tmp_path, table, words):
