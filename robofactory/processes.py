@@ -90,6 +90,10 @@ class Child:
 
 def _begin(parent: int, pipe: Connection, task: Any) -> None:
     end_with(parent)
+    if isinstance(
+        task, bytes
+    ):  # spawned: locks that libraries make are to be nameless, so that nobody has to remove them
+        multiprocessing.set_start_method("fork", force=True)
     work, arguments = pickle.loads(task) if isinstance(task, bytes) else task
     work(pipe, *arguments)
 
