@@ -21,10 +21,11 @@ ALLOWED = {
     "files": set(),
     "documents": {"files"},
     "shapes": set(),
+    "published": {"documents", "files"},
     "pages": set(),
     "sim": {"config", "shapes"},
-    "codec": {"config", "paths", "files", "documents", "shapes"},
-    "model": {"config", "paths", "files", "documents", "shapes"},
+    "codec": {"config", "paths", "published", "files", "documents", "shapes"},
+    "model": {"config", "paths", "published", "files", "documents", "shapes"},
     "data": {"codec", "config", "paths", "files", "documents", "pages", "shapes"},
     "demos": {
         "sim",
@@ -37,7 +38,7 @@ ALLOWED = {
     },  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config", "paths", "files", "documents"},
     "training": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "pages", "shapes"},
-    "export": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "shapes"},
+    "export": {"data", "model", "codec", "checkpoint", "config", "paths", "published", "files", "documents", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
     "evaluation": {"sim", "policy", "config", "settings", "paths", "files", "documents", "pages", "shapes"},
 }
