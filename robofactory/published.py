@@ -13,8 +13,9 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 ADVICE = "copy it again from the published model"
 
 # Nobody's model is larger; a declared size beyond these is refused before anything is built.
-Width = Annotated[int, Field(ge=1, le=2**17)]
-Depth = Annotated[int, Field(ge=1, le=1024)]
+MOST_WIDE, MOST_LAYERS = 2**17, 1024
+Width = Annotated[int, Field(ge=1, le=MOST_WIDE)]
+Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 ImageSize = Annotated[int, Field(ge=1, le=4096)]  # px
 Listed = Strict(False)  # a tuple here is a list there
 Triple = Annotated[tuple[float, float, float], Listed]  # a number for each colour
@@ -28,7 +29,7 @@ class TowerSizes(Document):
     model_config = ConfigDict(extra="forbid")
 
     embed_dim: Width
-    depth: Annotated[int, Field(ge=2, le=1024)]  # the output of the second-to-last block is used
+    depth: Annotated[int, Field(ge=2, le=MOST_LAYERS)]  # the output of the second-to-last block is used
     num_heads: Width
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
 
@@ -122,7 +123,7 @@ class PublishedConfig(Document):
         Listed,
     ]
     timm_override_act_layers: Annotated[tuple[None, None], Listed]
-    timm_overrides: dict[str, TowerSizes] = {}
+    timm_overrides: dict[str, TowerSizes] = Field(default_factory=dict)
     image_sizes: Annotated[tuple[ImageSize, ImageSize], Listed]
     pad_to_multiple_of: Count
     text_config: TextConfig
@@ -156,12 +157,14 @@ class PublishedPolicy(PublishedConfig):
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The published `config.json`, as it is there; whoever uses it checks it against one of the documents above.
+    """The published `config.json`, as it is there, checked.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: it is missing, or describes no model that this project can build.
     """
-    return documents.read_json(directory / CONFIG, dict, ADVICE)
+    content = documents.read_json(directory / CONFIG, dict, ADVICE)
+    documents.check(content, PublishedConfig, str(directory / CONFIG))
+    return content
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

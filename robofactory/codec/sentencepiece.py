@@ -14,7 +14,7 @@ from robofactory.published import ADVICE
 
 SPACE = "\u2581"  # stands for a space in the pieces
 NORMAL = 1  # kind of a piece that text is made of; others are special, unused or stand for single bytes
-BPE = 2  # kind of a model; the fields of its trainer_spec say it
+UNIGRAM, BPE = 1, 2  # kinds of a model; its trainer_spec omits the first
 MAX_BYTES = 16_000_000  # Llama's has half a million
 MAX_PIECE_BYTES = 1_000
 FIXED_SIZES = {1: 8, 5: 4}  # bytes, by protobuf's wire type
@@ -62,7 +62,7 @@ def _read_piece(message: bytes) -> tuple[str, float, int]:
 def _trains_bpe(trainer_spec: bytes) -> bool:
     """Other kinds of models have pieces and scores too, and make other ids of them."""
     with contextlib.suppress(IndexError, KeyError):  # nothing else of it matters
-        return dict(_fields(trainer_spec)).get(3, BPE) == BPE
+        return dict(_fields(trainer_spec)).get(3, UNIGRAM) == BPE
     return True
 
 

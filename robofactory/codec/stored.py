@@ -10,7 +10,8 @@ from robofactory.documents import Count, Document
 Name = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**21)]
 Spread = Annotated[float, Field(gt=0)]
-Both = Field(min_length=2, max_length=2)  # DINOv2's and SigLIP's
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Both = Field(min_length=2, max_length=2)
 Colours = Field(min_length=3, max_length=3)
 
 
@@ -70,7 +71,7 @@ class StoredLook(Document):
     lighting: dict[str, Any] | None = None
     cameras: list[dict[str, Any]] | None = None
     views: dict[str, str] | None = None
-    camera_sizes: dict[str, Annotated[list[Annotated[int, Field(ge=1, le=2**14)]], Field(min_length=2, max_length=2)]] = {}  # fmt: skip
+    camera_sizes: dict[str, Annotated[list[Pixels], Both]] = Field(default_factory=dict)
     original_meshes: bool | None = None
 
 
