@@ -104,6 +104,11 @@ class Prompt:
     def tokenizer_sha256(self) -> str:
         return hashlib.sha256(self.tokenizer_text.encode("utf-8")).hexdigest()
 
+    @cached_property
+    def highest_id(self) -> int:
+        """Of everything that a prompt can have; a model needs a row for each."""
+        return max(self.bos_id, self.end_id, self.pad_id, *self.suffix_ids, *self.tokenizer.get_vocab().values())
+
     def encode(self, instruction: str) -> Int64[Tensor, " t"]:
         """BOS, the prompt and the suffix, if any. Kept for the next time the same instruction comes.
 
