@@ -246,7 +246,7 @@ def read_preprocessor(directory: Path, image_size: int) -> Preprocessor | None:
 
 
 def written_preprocessor(
-    given: dict[str, Any], image_size: int, means: tuple[Triple, ...], stds: tuple[Triple, ...]
+    given: dict[str, Any], image_size: int, means: tuple[tuple[float, ...], ...], stds: tuple[tuple[float, ...], ...]
 ) -> dict[str, Any]:
     """A `preprocessor_config.json` with these numbers, where the official code reads them.
 
