@@ -64,6 +64,7 @@ def preprocessor(image_size: int = 28, **changes: Any) -> dict[str, Any]:
     used = [([0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375]), ([0.5] * 3, [0.5] * 3)]
     content = {
         "image_processor_type": "PrismaticImageProcessor",
+        "processor_class": "PrismaticProcessor",
         "image_resize_strategy": "resize-naive",
         "input_sizes": [[3, *size]] * 2,
         "interpolations": ["bicubic"] * 2,
