@@ -49,6 +49,7 @@ def main() -> None:
     args = parse_arguments()
     checkpoint = args.checkpoint.resolve()  # `latest` is a link
     data = args.data or home() / "data" / checkpoint.parent.name
+    require_paths(checkpoint, args.output, data)
     print(merge(checkpoint, args.output, data, args.frames, choose_device(args.device)))
 
 
@@ -72,11 +73,10 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
         UserError: no checkpoint of a fine-tuned model, or not its dataset or its base weights; the directory exists, or
             another process is making it.
     """
-    require_paths(checkpoint, output, data)
     from robofactory import files
 
     with files.owned(output):
-        require_paths(checkpoint, output, data)  # another process may have made it meanwhile
+        require_paths(checkpoint, output, data)
         return _merge(checkpoint, output, data, num_frames, device)
 
 

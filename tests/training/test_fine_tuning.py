@@ -270,14 +270,15 @@ def test_merging_refuses_before_anything_is_loaded(tmp_path):
     (tmp_path / "epoch_1").mkdir()
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("x")
-    program = "import sys; from pathlib import Path; from robofactory.export.merge import merge\ntry:\n    merge(*map(Path, sys.argv[1:]), 1, 'cpu')\nexcept ValueError as error:\n    print(error)\nassert 'torch' not in sys.modules"  # fmt: skip
+    program = "import sys; from robofactory.export.merge import main\ntry:\n    main()\nexcept ValueError as error:\n    print(error)\nassert 'torch' not in sys.modules"  # fmt: skip
     for given, problem in {
         ("epoch_1", "there", "data"): "there exists; choose another directory",
         ("epoch_1", "new", "data"): "epoch_1 is no complete checkpoint: it has no manifest.json",
         ("none", "new", "data"): "none is no complete checkpoint",
         ("epoch_1", "file/new", "data"): "file is no directory to write in",
     }.items():
-        command = [sys.executable, "-c", program, *(str(tmp_path / each) for each in given)]
+        checkpoint_, output, data = (str(tmp_path / each) for each in given)
+        command = [sys.executable, "-c", program, checkpoint_, output, "--data", data]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert problem in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_1", "file", "there"]
@@ -297,7 +298,7 @@ def test_merging_publishes_no_file_from_elsewhere(home, tmp_path, weights, name)
 @pytest.mark.parametrize(("option", "value"), [("--frames", "0"), ("--device", "foo")])
 def test_merging_refuses_no_frames_and_no_device(tmp_path, monkeypatch, option, value):
     monkeypatch.setattr("sys.argv", ["merge", str(tmp_path), str(tmp_path / "merged"), option, value])
-    with pytest.raises(UserError, match=f"{option} {value}: "):
+    with pytest.raises(UserError, match=f"{option}: .*{value}"):
         merging.main()
 
 
