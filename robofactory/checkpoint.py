@@ -12,16 +12,20 @@
 Published weights are not stored: config.yaml says which they were, the safetensors files hold a fingerprint of them.
 
 Written as `.epoch_50.tmp`, flushed to the disk, renamed, then linked. `settle` finishes or undoes what was cut off.
+Nothing else in a run is touched: whatever has another name is the user's.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,39 +33,71 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from robofactory import documents, files
 from robofactory.codec.codec import Codec
 from robofactory.config import RecipeConfig, from_yaml, to_yaml
+from robofactory.documents import Count, Document
 from robofactory.errors import UserError
 from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors, twin
 from robofactory.model.openvla import OpenVLA, build_from_scratch
+from robofactory.model.weights import FLOATS, is_finite
 from robofactory.paths import MANIFEST, find_weights
 
 ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
 FORMAT = 1  # of the manifest
+NAME = re.compile("(epoch|step)_[0-9]+")  # of a checkpoint in its run
+LEFTOVER = re.compile(rf"\.({NAME.pattern})\.(tmp|old)")  # what a kill leaves of one
+LINKS = ("latest", "best")
+MAX_RECIPE_BYTES = 1_000_000
+
+# What damaged bytes make of an unpickler: it stumbles over whatever they seem to be.
+UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    EOFError, AssertionError, ArithmeticError, NotImplementedError,
+)  # fmt: skip
+
+
+class ManifestEntry(Document):
+    bytes: Count
+    sha256: str
+
+
+class Manifest(Document):
+    format: Literal[1]
+    update: Count
+    keep: bool
+    files: dict[str, ManifestEntry]
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
 
 
 def build_model(recipe: RecipeConfig, codec: Codec, device: torch.device | str = "cpu") -> OpenVLA:
     """The model that a recipe describes, untrained, for the inputs and outputs that a codec describes.
 
     Raises:
-        UserError: the recipe's published weights are not there, or damaged.
+        UserError: the recipe's published weights are not there, damaged, or of another model than the codec is for.
     """
     m, proprio_dim = recipe.model, codec.proprio_dim if codec.use_proprio else None
     if m.architecture is None:
-        return load_untrained(m, find_weights(m.model_name), proprio_dim, device)
-    model = build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
-    model.in_float32 = m.torch_dtype == "float32"
+        model = load_untrained(m, find_weights(m.model_name), proprio_dim, device)
+    else:
+        model = build_from_scratch(m.architecture, codec.vocab_size, proprio_dim, m.global_token).to(device)
+        model.in_float32 = m.torch_dtype == "float32"
+    rows = model.language_model.config.vocab_size
+    if model.first_action_id != codec.action_tokens.first_id or codec.prompt.highest_id >= rows:
+        raise UserError(f"{m.model_name} has {rows} token ids and its actions from {model.first_action_id} on; the codec has text up to {codec.prompt.highest_id} and actions from {codec.action_tokens.first_id} on: they are not of one model")  # fmt: skip
     return model
 
 
 def saved_tensors(model: OpenVLA) -> dict[str, dict[str, torch.Tensor]]:
     """File -> name in it -> tensor: what is trained on published weights, everything of a model without them."""
     tensors = model.state_dict() if model.base_fingerprint is None else trained_tensors(model)
-    files: dict[str, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         in_adapter = adapter_name(name)
-        files.setdefault(ADAPTER if in_adapter else WEIGHTS, {})[in_adapter or name] = tensor.detach()
-    return files
+        parts.setdefault(ADAPTER if in_adapter else WEIGHTS, {})[in_adapter or name] = tensor.detach()
+    return parts
 
 
 # ----------------------------------------------------------------------------------------------------------- saving
@@ -86,16 +122,20 @@ def save(
     Args:
         best: point `best` at it too.
     Raises:
-        UserError: the disk is full or not writable; the previous checkpoint and `latest` are untouched. The other
-            processes end with the same exit code.
+        UserError: the disk is full or not writable, or the weights are not finite; the previous checkpoint and `latest`
+            are untouched. The other processes end with the same exit code.
     """
-    files = {file: {key: whole(t) for key, t in tensors.items()} for file, tensors in saved_tensors(model).items()}
+    tensors_of = {file: {key: whole(t) for key, t in tensors.items()} for file, tensors in saved_tensors(model).items()}
+    dead = [key for tensors in tensors_of.values() for key, tensor in tensors.items() if not is_finite(tensor)]
     error = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            _save(run, name, files, model, codec, recipe, state, keep, best)
+            if not dead:
+                _save(run, name, tensors_of, model, codec, recipe, state, keep, best)
+            else:
+                error = f"cannot save {run / name}: {len(dead)} of its tensors have NaN or infinity, {dead[0]} for one; earlier checkpoints are untouched, continue with --resume and a lower training.learning_rate"  # fmt: skip
         except (OSError, SafetensorError) as problem:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 settle(run)
             error = f"cannot save {run / name} ({problem}); earlier checkpoints are untouched, make room and continue with --resume"  # fmt: skip
     failed = error is not None
@@ -114,7 +154,7 @@ def save(
 def _save(
     run: Path,
     name: str,
-    files: dict[str, dict[str, torch.Tensor]],
+    tensors_of: dict[str, dict[str, torch.Tensor]],
     model: OpenVLA,
     codec: Codec,
     recipe: RecipeConfig,
@@ -127,12 +167,12 @@ def _save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     base = {} if model.base_fingerprint is None else {"base_fingerprint": model.base_fingerprint}
-    for file, tensors in files.items():
+    for file, tensors in tensors_of.items():
         save_file(tensors, temporary / file, {"format": "pt"} | base)
     if recipe.model.use_lora:
         save_adapter_config(model, recipe.model.model_name, temporary)
     codec.save(temporary)
-    (temporary / CONFIG).write_text(to_yaml(recipe), encoding="utf-8", newline="\n")
+    (temporary / CONFIG).write_text(to_yaml(recipe), encoding="utf-8")
     try:
         torch.save(state, temporary / STATE)
     except RuntimeError as error:  # how it tells of a full disk
@@ -151,13 +191,13 @@ def _save(
 
 def write_manifest(directory: Path, update: int, keep: bool) -> None:
     """Flush a checkpoint's files to the disk, then say what they are: from here on it is complete."""
-    files = {}
+    entries = {}
     for path in sorted(directory.iterdir()):
         _flush_to_disk(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    content = {"format": FORMAT, "update": update, "keep": keep, "files": files}
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    content = {"format": FORMAT, "update": update, "keep": keep, "files": entries}
     temporary = directory / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _flush_to_disk(temporary)
     os.replace(temporary, directory / MANIFEST)
     _flush_to_disk(directory)
@@ -172,9 +212,9 @@ def _link(run: Path, link: str, name: str) -> None:
 
 
 def _delete_superseded(run: Path) -> None:
-    linked = {os.readlink(run / link) for link in ("latest", "best") if (run / link).is_symlink()}
+    linked = {os.readlink(run / link) for link in LINKS if (run / link).is_symlink()}
     for directory in _complete(run):
-        if not _manifest(directory)["keep"] and directory.name not in linked:
+        if not _manifest(directory).keep and directory.name not in linked:
             old = run / f".{directory.name}.old"
             os.rename(directory, old)  # gone at once, not file by file
             shutil.rmtree(old)
@@ -182,8 +222,8 @@ def _delete_superseded(run: Path) -> None:
 
 def _complete(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    directories = [path for path in run.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
-    return sorted((d for d in directories if (d / MANIFEST).is_file()), key=lambda d: _manifest(d)["update"])
+    directories = [path for path in run.iterdir() if NAME.fullmatch(path.name) and not path.is_symlink()]
+    return sorted((d for d in directories if (d / MANIFEST).is_file()), key=lambda d: _manifest(d).update)
 
 
 def settle(run: Path) -> Path | None:
@@ -191,28 +231,61 @@ def settle(run: Path) -> Path | None:
 
     A checkpoint that was complete but not in its place yet gets there, half ones go, and `latest` and `best` point at
     something that exists. Only the process that trains a run may do this.
+
+    Raises:
+        UserError: something in the run is not as a kill can leave it; nothing was changed.
     """
     if not run.is_dir():
         return None
-    for path in run.glob(".*.tmp"):
-        final = run / path.name[1 : -len(".tmp")]
-        if path.is_symlink() or not (path / MANIFEST).is_file():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        elif final.exists():  # it was about to be replaced; the new one is made again
-            shutil.rmtree(path)
-        else:
-            os.rename(path, final)
-    for path in run.glob(".*.old"):
-        shutil.rmtree(path)
-    complete = _complete(run)
-    if not complete:
-        (run / "latest").unlink(missing_ok=True)
+    _require_whole(run)
+    for link in LINKS:
+        if (path := run / f".{link}.tmp").is_symlink():
+            path.unlink()
+    for path in sorted(run.iterdir()):
+        if (match := LEFTOVER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            final = run / match[1]
+            if match[3] == "tmp" and (path / MANIFEST).is_file() and not final.exists():
+                os.rename(path, final)
+            else:  # a half one; one that was about to replace another, and is made again; one that was replaced
+                shutil.rmtree(path)
+    complete, latest = _complete(run), run / "latest"
+    if not latest.is_dir() and latest.is_symlink():
+        where = f"{latest} leads to {os.readlink(latest)}, which is not there"
+        if not complete:
+            raise UserError(f"{where}; put it back, or delete the link to begin anew")
+        print(f"{where}: going on from {complete[-1].name}")
+    if not complete and not latest.is_dir():
         return None
-    if not (run / "latest").is_dir() or _manifest(run / "latest")["update"] < _manifest(complete[-1])["update"]:
+    if complete and (not latest.is_dir() or _manifest(latest).update < _manifest(complete[-1]).update):
         _link(run, "latest", complete[-1].name)
     if (run / "best").is_symlink() and not (run / "best").is_dir():
         (run / "best").unlink()
-    return (run / "latest").resolve()
+    return latest.resolve()
+
+
+def _require_whole(run: Path) -> None:
+    """Raises UserError where a run holds what no training leaves, not even one that was killed.
+
+    That is what interrupted copies and hands make: what it holds may be all that is left of a training.
+    """
+    for path in (run / link for link in LINKS):
+        if path.is_symlink():
+            target = path.resolve() if Path(os.readlink(path)).parent != Path() else run.resolve() / os.readlink(path)
+            if target.parent != run.resolve() or not NAME.fullmatch(target.name):
+                raise UserError(f"{path} leads to {os.readlink(path)}, which is no checkpoint of this run; delete the link, training makes it again")  # fmt: skip
+        elif path.exists():
+            copies = [d.name for d in _complete(run) if path.is_dir() and (path / MANIFEST).is_file() and _manifest(d) == _manifest(path)]  # fmt: skip
+            is_checkpoint = path.is_dir() and (path / MANIFEST).is_file()
+            fix = f"rename it to step_{_manifest(path).update}" if is_checkpoint else "move it away"
+            if copies:
+                fix = f"delete it, it is a copy of {copies[0]}, and training makes the link again"
+            raise UserError(f"{path} is no link to a checkpoint, as training makes it (scp -r and cp -L copy links as directories): {fix}")  # fmt: skip
+    for path in sorted(run.iterdir()):
+        if NAME.fullmatch(path.name) and not (path / MANIFEST).is_file():
+            found = ", ".join(sorted(each.name for each in path.iterdir())) if path.is_dir() else "it is no directory"
+            others = [d.name for d in _complete(run)]
+            instead = f"to go on from {others[-1]}" if others else f"(all of {run}, to begin anew)"
+            raise UserError(f"{path} is no complete checkpoint: it has no {MANIFEST} (there is {found or 'nothing'}); copy it again, or move it away {instead}")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
@@ -224,29 +297,22 @@ def verify(directory: Path, *names: str) -> None:
     Raises:
         UserError: a file is missing, truncated or changed, or there is no manifest; the line names the file.
     """
-    content = _manifest(directory)
-    for name in names or content["files"].keys() - {STATE}:
-        path, expected = directory / name, content["files"].get(name)
-        if expected is None or not path.is_file():
-            raise UserError(f"{path} is missing{_another(directory)}")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise UserError(f"{path} has {size} bytes instead of {expected['bytes']}: it is truncated or was replaced{_another(directory)}")  # fmt: skip
-        if _sha256(path) != expected["sha256"]:
-            raise UserError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}{_another(directory)}")
+    manifest, another = _manifest(directory), _another(directory)
+    for name in names or sorted(manifest.files.keys() - {STATE}):
+        if (expected := manifest.files.get(name)) is None:
+            raise UserError(f"{directory / name} is missing; {another}")
+        path = files.inside(directory, name, directory / MANIFEST, another)
+        if (size := path.stat().st_size) != expected.bytes:
+            raise UserError(f"{path} has {size} bytes instead of {expected.bytes}: it is truncated or was replaced; {another}")  # fmt: skip
+        if _sha256(path) != expected.sha256:
+            raise UserError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; {another}")
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+def _manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{directory} is no complete checkpoint: it has no {MANIFEST}{_another(directory)}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is damaged{_another(directory)}") from None
-    keys = {"format", "update", "keep", "files"}
-    if not isinstance(content, dict) or content.keys() != keys or content["format"] != FORMAT:
-        raise UserError(f"{path} is not one of ours, or of another version{_another(directory)}")
-    return content
+    if not path.exists():
+        raise UserError(f"{directory} is no complete checkpoint: it has no {MANIFEST}; {_another(directory)}")
+    return documents.read_json(path, Manifest, _another(directory))
 
 
 def _another(directory: Path) -> str:
@@ -254,8 +320,8 @@ def _another(directory: Path) -> str:
     directory = directory.resolve()
     names = [path.parent.name for path in directory.parent.glob(f"[!.]*/{MANIFEST}") if path.parent.name not in (directory.name, "latest", "best")]  # fmt: skip
     if not names:
-        return ""
-    return f"; use another checkpoint ({', '.join(sorted(names, key=lambda n: (len(n), n)))}), or delete this one to resume from the one before"  # fmt: skip
+        return "copy it again from where it was made"
+    return f"use another checkpoint ({', '.join(sorted(names, key=lambda n: (len(n), n)))}), or delete this one to resume from the one before"  # fmt: skip
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[OpenVLA, Codec, RecipeConfig]:
@@ -277,6 +343,9 @@ def load_models(
     for directory in directories:
         verify(directory)
         recipe, codec = load_recipe_of(directory), Codec.load(directory)
+        if recipe.model.architecture is not None:
+            with torch.device("meta"):  # before memory is taken: what it says about its size is so
+                _require_fit(directory, saved_tensors(build_model(recipe, codec, "meta")))
         sizes = recipe.model, codec.proprio_dim
         alike = [m for m, c, r in loaded if recipe.model.use_lora and (r.model, c.proprio_dim) == sizes]
         model = twin(alike[0]) if alike else build_model(recipe, codec, device)
@@ -290,23 +359,35 @@ def load_trained(directory: Path, model: OpenVLA) -> None:
 
     Raises as `load_model`.
     """
-    for file, tensors in saved_tensors(model).items():
+    parts = saved_tensors(model)
+    _require_fit(directory, parts)
+    for file, tensors in parts.items():
         path = directory / file
+        with safe_open(path, framework="pt") as saved:
+            base = (saved.metadata() or {}).get("base_fingerprint")
+            if base != model.base_fingerprint:
+                name = load_recipe_of(directory).model.model_name
+                raise UserError(f"{path} was trained on other weights (fingerprint {str(base)[:12]}) than {name} has now ({str(model.base_fingerprint)[:12]}); put those back there")  # fmt: skip
+            for name, tensor in tensors.items():
+                stored = saved.get_tensor(name)
+                if not is_finite(stored):
+                    raise UserError(f"{path}: {name} has NaN or infinity; {_another(directory)}")
+                tensor.copy_(placed_like(stored, tensor))
+
+
+def _require_fit(directory: Path, parts: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Raises UserError unless a checkpoint's files hold these tensors: the same names, shapes, and all floating point."""
+    for file, tensors in parts.items():
+        path = files.require_regular(directory / file, "use another checkpoint")
         try:
             with safe_open(path, framework="pt") as saved:
-                base = (saved.metadata() or {}).get("base_fingerprint")
-                if base != model.base_fingerprint:
-                    name = load_recipe_of(directory).model.model_name
-                    raise UserError(f"{path} was trained on other weights (fingerprint {str(base)[:12]}) than {name} has now ({str(model.base_fingerprint)[:12]}); put those back there")  # fmt: skip
-                names = set(saved.keys())
-                wrong = names ^ tensors.keys()
-                wrong |= {n for n in names & tensors.keys() if saved.get_slice(n).get_shape() != list(tensors[n].shape)}
-                if wrong:
-                    raise UserError(f"{path} does not fit {CONFIG} beside it: {', '.join(sorted(wrong)[:5])}")
-                for name, tensor in tensors.items():
-                    tensor.copy_(placed_like(saved.get_tensor(name), tensor))
-        except (FileNotFoundError, SafetensorError) as error:
+                there = {n: (saved.get_slice(n).get_shape(), saved.get_slice(n).get_dtype()) for n in saved.keys()}  # noqa: SIM118
+        except SafetensorError as error:
             raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
+        wrong = there.keys() ^ tensors.keys()
+        wrong |= {n for n, (shape, kind) in there.items() if n in tensors and (shape != list(tensors[n].shape) or kind not in FLOATS)}  # fmt: skip
+        if wrong:
+            raise UserError(f"{path} does not fit {CONFIG} beside it: {', '.join(sorted(wrong)[:5])}")
 
 
 def load_recipe_of(directory: Path) -> RecipeConfig:
@@ -315,18 +396,30 @@ def load_recipe_of(directory: Path) -> RecipeConfig:
     if not path.is_file():
         raise UserError(f"{directory} is no checkpoint: it has no {CONFIG}")
     try:
-        return from_yaml(RecipeConfig, path.read_text(encoding="utf-8"), str(path))
+        return from_yaml(RecipeConfig, files.read_text(path, MAX_RECIPE_BYTES), str(path))
     except UserError as error:
         raise UserError(f"{error}; use the version of robofactory that wrote it") from None
 
 
 def load_training_state(directory: Path) -> dict[str, Any]:
-    """What `--resume` needs beside the weights."""
+    """What `--resume` needs beside the weights.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
     path = directory / STATE
-    if not path.is_file():
-        raise UserError(f"no {STATE} in {directory}; it cannot be resumed, only evaluated")
+    if not path.exists():
+        raise UserError(f"no {STATE} in {directory}; it cannot be resumed, only evaluated; {_another(directory)}")
     verify(directory, STATE)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_plain = all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
+        state = torch.load(path, map_location="cpu", weights_only=True) if is_plain else None
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); {_another(directory)}") from None  # fmt: skip
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no training state; {_another(directory)}")
+    return state
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

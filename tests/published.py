@@ -51,8 +51,33 @@ def write_published(directory: Path, seed: int = 0, **changes: Any) -> Path:
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_openvla(model.bfloat16(), directory, shard_bytes=100_000)
     (directory / "config.json").write_text(json.dumps(config(**changes)))
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor(config(**changes)["image_sizes"][0])))
     llama_like_tokenizer().save(str(directory / "tokenizer.json"))
     return directory
+
+
+def preprocessor(image_size: int = 28, **changes: Any) -> dict[str, Any]:
+    """A `preprocessor_config.json` as openvla-7b's: the means are one thing, what is used is them rounded to bfloat16."""
+    size = [image_size] * 2
+    resize = {"antialias": True, "interpolation": 3, "max_size": None, "size": size}
+    means, stds = [[0.485, 0.456, 0.406], [0.5] * 3], [[0.229, 0.224, 0.225], [0.5] * 3]
+    used = [([0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375]), ([0.5] * 3, [0.5] * 3)]
+    content = {
+        "image_processor_type": "PrismaticImageProcessor",
+        "processor_class": "PrismaticProcessor",
+        "image_resize_strategy": "resize-naive",
+        "input_sizes": [[3, *size]] * 2,
+        "interpolations": ["bicubic"] * 2,
+        "means": means,
+        "stds": stds,
+        "tvf_crop_params": [{"output_size": size}] * 2,
+        "tvf_do_letterbox": False,
+        "tvf_letterbox_fill": None,
+        "tvf_normalize_params": [{"inplace": False, "mean": mean, "std": std} for mean, std in used],
+        "tvf_resize_params": [resize] * 2,
+        "use_fused_vision_backbone": True,
+    }
+    return content | changes
 
 
 def llama_like_tokenizer() -> Tokenizer:

@@ -129,7 +129,7 @@ def test_one_flipped_bit_is_found_and_another_checkpoint_named(parts, tmp_path, 
 def test_a_foreign_manifest_is_refused(parts, tmp_path, content):
     checkpoint.save(tmp_path, "epoch_1", *parts, STATE)
     (tmp_path / "epoch_1" / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json is (damaged|not one of ours)"):
+    with pytest.raises(UserError, match=r"manifest\.json(: key 'format' is| is not valid JSON|: there is \[\])"):
         Policy.load(tmp_path / "epoch_1")
 
 

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from robofactory import documents
 from robofactory.codec.action_tokens import ActionTokens
-from robofactory.codec.images import ImagePipeline, normalize
+from robofactory.codec.images import ImagePipeline
 from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_config
 from robofactory.codec.statistics import DatasetStatistics, Statistics, require_alike
+from robofactory.codec.stored import FirstCodec, StoredCodec
 from robofactory.config import RecipeConfig
 from robofactory.errors import UserError
 from robofactory.files import write_atomically
@@ -82,20 +84,31 @@ class Codec:
             FileNotFoundError: a file of the recipe's published weights is not there.
         """
         require_alike(datasets, recipe.model.use_proprio)
+        crop = recipe.training.augment_crop_ratio, recipe.training.image_aug
         if recipe.model.architecture is not None:
-            prompt, image_size = Prompt.tiny(), recipe.model.architecture.image_size
+            prompt, images = Prompt.tiny(), ImagePipeline(recipe.model.architecture.image_size, *crop)
         else:
             weights = find_weights(recipe.model.model_name)
-            prompt, image_size = Prompt.from_weights(weights), read_published_config(weights)["image_sizes"][0]
+            image_size = read_published_config(weights).image_sizes[0]
+            prompt, images = Prompt.from_weights(weights), ImagePipeline.of_weights(weights, image_size, *crop)
         return cls(
             views=tuple(recipe.data.views),
-            images=ImagePipeline(image_size, recipe.training.augment_crop_ratio, recipe.training.image_aug),
+            images=images,
             prompt=prompt,
             action_tokens=ActionTokens(prompt.vocab_size),
             use_proprio=recipe.model.use_proprio,
             end_token=recipe.model.architecture is None,
             datasets=dict(datasets),
         )
+
+    def normalized_as(self, earlier: "Codec") -> "Codec":
+        """With the pictures' normalisation of an earlier codec: a policy keeps the one it was trained with.
+
+        Published weights may have come without their `preprocessor_config.json`, or a version of this project trained
+        on them that did not read it.
+        """
+        images = replace(self.images, means=earlier.images.means, stds=earlier.images.stds, note="")
+        return self if images == self.images else replace(self, images=images)
 
     # -------------------------------------------------------------------------------------------------- statistics
 
@@ -213,7 +226,7 @@ class Codec:
     def normalized(self, stacked: Batch) -> Batch:
         """The batch as the model sees it, on the device where it is."""
         assert isinstance(stacked, Stacked), "it is normalised already"
-        return Batch(**vars(stacked) | {"pixel_values": normalize(stacked.pixel_values)})
+        return Batch(**vars(stacked) | {"pixel_values": self.images.normalize(stacked.pixel_values)})
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Both at once."""
@@ -334,19 +347,18 @@ class Codec:
             UserError: the file is truncated, was edited, is of another version, or the tokenizer is another one.
         """
         path = directory / FILE
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"no {FILE} in {directory}; actions cannot be decoded. Choose another checkpoint")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); use another checkpoint") from None
-        if not isinstance(content, dict) or content.get("format") not in (1, FORMAT):
+        content = documents.read_json(path, dict, "use another checkpoint")
+        if content.get("format") not in (1, FORMAT):
             raise UserError(f"{path} is not a codec of format {FORMAT}; use the version of robofactory that wrote it")
         stated = content.pop("fingerprint", None)
         if stated != _fingerprint(content):
             raise UserError(f"{path} was edited or damaged: it does not match its fingerprint. Restore the file")
         if content["format"] == 1:
+            documents.check(content, FirstCodec, str(path))
             content = _with_datasets(content, directory.resolve().parent.name)
+        documents.check(content, StoredCodec, str(path))
         prompt = Prompt.from_json(content["prompt"], directory)
         codec = cls(
             views=tuple(content["views"]),
@@ -375,7 +387,7 @@ def _describe(value: Any) -> str:
 
 
 def _fingerprint(content: dict[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 

@@ -11,7 +11,8 @@ within 2 of its 255 levels. Without a crop Pillow does it, as the official code 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-# DINOv2 (ImageNet), then SigLIP. Source: preprocessor_config.json of openvla-7b.
+from robofactory.published import PREPROCESSOR, read_preprocessor
+
+# DINOv2 (ImageNet), then SigLIP: what both were trained with. Published weights may say otherwise, see `published`.
 MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 INTERPOLATION = "bicubic, antialiased, squashed to a square, crops at whole pixels"
 
-_MEANS = torch.tensor(MEANS)[:, :, None, None]  # [2, 3, 1, 1]
-_STDS = torch.tensor(STDS)[:, :, None, None]
+Colours = tuple[tuple[float, ...], ...]  # a number for each colour, of DINOv2 and then of SigLIP
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,39 @@ class ImagePipeline:
     image_size: px, height and width of what the model sees.
     crop_area_ratio: part of the area that is kept; each side shrinks by its square root (0.9 -> 0.949).
     random_crop: training draws the position of the crop (as `training.image_aug` says) instead of taking the centre.
+    means, stds: of the two normalisations, in [0, 1].
+    note: where these are from, for people; empty if there is nothing to say.
     """
 
     image_size: int
     crop_area_ratio: float
     random_crop: bool
+    means: Colours = MEANS
+    stds: Colours = STDS
+    note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         assert self.image_size > 0 and 0.0 < self.crop_area_ratio <= 1.0, self
+
+    @classmethod
+    def of_weights(cls, weights: Path, image_size: int, crop_area_ratio: float, random_crop: bool) -> "ImagePipeline":
+        """With the normalisation that published weights name.
+
+        Args:
+            image_size: px, of their `config.json`.
+        Raises:
+            UserError: their `preprocessor_config.json` asks for what this pipeline does not do.
+        """
+        pipeline = cls(image_size, crop_area_ratio, random_crop)
+        preprocessor = read_preprocessor(weights, image_size)
+        if preprocessor is None:
+            note = f"no {PREPROCESSOR} in {weights}: pictures are normalised as DINOv2 and SigLIP were trained"
+            return replace(pipeline, note=note)
+        means, stds = preprocessor.normalization
+        if (means, stds) == (preprocessor.means, preprocessor.stds):
+            return replace(pipeline, means=means, stds=stds)
+        note = f"pictures are normalised by tvf_normalize_params of {weights / PREPROCESSOR}, as the official code does: means {means}, stds {stds}"  # fmt: skip
+        return replace(pipeline, means=means, stds=stds, note=note)
 
     def crop_box(self, width: int, height: int, left: float, top: float) -> tuple[int, int, int, int]:
         """Left, upper, right and lower edge of the crop in pixels of the native picture.
@@ -91,18 +118,25 @@ class ImagePipeline:
             "crop_area_ratio": self.crop_area_ratio,
             "random_crop": self.random_crop,
             "interpolation": INTERPOLATION,
-            "means": [list(mean) for mean in MEANS],
-            "stds": [list(std) for std in STDS],
+            "means": [list(mean) for mean in self.means],
+            "stds": [list(std) for std in self.stds],
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "ImagePipeline":
-        """What is constant here is not read: the codec's fingerprint tells another version apart."""
-        return cls(content["image_size"], content["crop_area_ratio"], content["random_crop"])
+        """The inverse, of a `StoredImages`; its interpolation is not read: the codec refuses that of another version."""
+        means, stds = (tuple(map(tuple, content[key])) for key in ("means", "stds"))
+        return cls(content["image_size"], content["crop_area_ratio"], content["random_crop"], means, stds)
+
+    def normalize(self, pictures: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 6 h w"]:
+        """Pixel values of what `encode` gives."""
+        return normalize(pictures, self.means, self.stds)
 
 
-def normalize(pictures: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 6 h w"]:
+def normalize(
+    pictures: UInt8[Tensor, "*b 3 h w"], means: Colours = MEANS, stds: Colours = STDS
+) -> Float32[Tensor, "*b 6 h w"]:
     """Both normalisations, stacked on the channels: DINOv2's three, then SigLIP's."""
     colours = pictures.float().div_(255.0)
-    means, stds = _MEANS.to(pictures.device), _STDS.to(pictures.device)
-    return (colours.unsqueeze(-4) - means).div_(stds).flatten(-4, -3)
+    mean, std = (torch.tensor(each, device=pictures.device)[:, :, None, None] for each in (means, stds))  # [2, 3, 1, 1]
+    return (colours.unsqueeze(-4) - mean).div_(std).flatten(-4, -3)

@@ -16,8 +16,10 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from robofactory import documents, files
 from robofactory.codec.sentencepiece import read_sentencepiece
 from robofactory.errors import UserError
+from robofactory.published import ADVICE, CONFIG, PublishedPolicy, read_config
 
 TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"  # Source: OpenVLA, PurePromptBuilder
 TINY_TOKENIZER = Path(__file__).with_name("tiny_tokenizer.json")
@@ -79,27 +81,33 @@ class Prompt:
         """
         config = read_published_config(directory)
         path = directory / TOKENIZER_FILE
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        elif (path := directory / SENTENCEPIECE_FILE).is_file():
+        if path.exists() or path.is_symlink():
+            text = files.read_text(path, documents.MAX_BYTES, ADVICE)
+        elif (path := directory / SENTENCEPIECE_FILE).exists():
             text = read_sentencepiece(path).to_str()
         else:
             raise FileNotFoundError(f"neither {TOKENIZER_FILE} nor {SENTENCEPIECE_FILE} in {directory}; copy one there from the published model")  # fmt: skip
-        ids = Tokenizer.from_str(text).get_vocab()
+        ids = read_tokenizer(text, str(path)).get_vocab()
         for token in ("<s>", "</s>", LONE_SPACE):
             if token not in ids:
                 raise UserError(f"{path} has no token {token!r}; it is not Llama's tokenizer")
-        vocab_size = config["text_config"]["vocab_size"] - config["pad_to_multiple_of"]
+        if (highest := max(ids.values())) >= (rows := config.text_config.vocab_size):
+            raise UserError(f"{path} has ids up to {highest}, and config.json beside it says text_config.vocab_size {rows}; they are not of one model")  # fmt: skip
         suffix_ids = (ids[LONE_SPACE],)
-        return cls(TOKENIZER_FILE, text, vocab_size, ids["<s>"], ids["</s>"], config["pad_token_id"], suffix_ids)
+        return cls(TOKENIZER_FILE, text, config.num_ids, ids["<s>"], ids["</s>"], config.pad_token_id, suffix_ids)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(self.tokenizer_text)
+        return read_tokenizer(self.tokenizer_text, self.tokenizer_name)
 
     @cached_property
     def tokenizer_sha256(self) -> str:
         return hashlib.sha256(self.tokenizer_text.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def highest_id(self) -> int:
+        """Of everything that a prompt can have; a model needs a row for each."""
+        return max(self.bos_id, self.end_id, self.pad_id, *self.suffix_ids, *self.tokenizer.get_vocab().values())
 
     def encode(self, instruction: str) -> Int64[Tensor, " t"]:
         """BOS, the prompt and the suffix, if any. Kept for the next time the same instruction comes.
@@ -139,17 +147,19 @@ class Prompt:
     def from_json(cls, content: dict[str, Any], directory: Path) -> "Prompt":
         """The inverse of `to_json`; a tokenizer that is not the shipped one is read from `directory`.
 
+        Args:
+            content: a `StoredPrompt`, checked.
+
         Raises:
             FileNotFoundError: its file is not there.
             UserError: the tokenizer is another one than the codec was made with.
         """
         is_tiny = content["tokenizer"] == "tiny"
-        path = TINY_TOKENIZER if is_tiny else directory / content["tokenizer"]
-        if not path.is_file():
+        path = TINY_TOKENIZER if is_tiny else directory / TOKENIZER_FILE
+        if not path.exists():
             raise FileNotFoundError(f"no {path.name} in {path.parent}; copy it from where the checkpoint was made")
         numbers = {key: content[key] for key in ("template", "vocab_size", "bos_id", "end_id", "pad_id")}
-        suffix_ids = tuple(content["suffix_ids"])
-        text = path.read_text(encoding="utf-8")
+        text, suffix_ids = files.read_text(path, documents.MAX_BYTES), tuple(content["suffix_ids"])
         prompt = cls(content["tokenizer"], text, suffix_ids=suffix_ids, **numbers)
         if prompt.tokenizer_sha256 != content["tokenizer_sha256"]:
             fix = "install the version of robofactory it was made with" if is_tiny else "restore the file"
@@ -157,26 +167,36 @@ class Prompt:
         return prompt
 
 
-def read_published_config(directory: Path) -> dict[str, Any]:
+def read_published_config(directory: Path) -> PublishedPolicy:
     """The `config.json` of published OpenVLA weights.
 
     Raises:
         FileNotFoundError: there is none.
         UserError: it is not of an OpenVLA whose images and actions this package can encode.
     """
-    path = directory / "config.json"
-    if not path.is_file():
+    path = directory / CONFIG
+    if not path.exists():
         raise FileNotFoundError(f"no {path}; model.model_name must be a directory of OpenVLA weights")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("text_config", "pad_to_multiple_of", "pad_token_id", "image_sizes"):
-        if key not in config:
-            raise UserError(f"{path} has no key {key!r}; it is not the configuration of an OpenVLA")
-    for key, expected in {"image_resize_strategy": "resize-naive", "n_action_bins": 256}.items():
-        if config.get(key) != expected:
-            raise UserError(f"{path}: {key} is {config.get(key)!r}; only {expected!r} is supported")
-    if len(set(config["image_sizes"])) != 1:
-        raise UserError(f"{path}: image_sizes is {config['image_sizes']}; only equal sizes are supported")
-    return config
+    return documents.check(read_config(directory), PublishedPolicy, str(path))
+
+
+def read_tokenizer(text: str, source: str) -> Tokenizer:
+    """A tokenizer from the text of its file, to encode each text whole and always alike.
+
+    Raises:
+        UserError: it is none.
+    """
+    if '"Precompiled"' in text:  # a normaliser; where its table is damaged, the library aborts
+        raise UserError(f"{source} is not Llama's tokenizer; {ADVICE}")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more exact
+        raise UserError(f"{source} is no tokenizer ({' '.join(str(error).split())[:120]}); {ADVICE}") from None
+    if getattr(tokenizer.model, "dropout", None):
+        raise UserError(f"{source}: model.dropout is {tokenizer.model.dropout}, so a text would not always get the same ids; set it to null")  # fmt: skip
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def build_tiny_tokenizer() -> str:

@@ -169,7 +169,7 @@ class Splits:
         """For people: what an epoch consists of, and what the bins do to the actions of each dataset."""
         passes, weights = self._passes(), self._weights()
         mixture = Mixture(passes, weights, self.recipe.training.seed)
-        lines = []
+        lines = [self.codec.images.note] if self.codec.images.note else []
         if len(passes) > 1 or weights != [1.0]:
             width = max(len(name) for name in self.codec.datasets)
             lines.append(f"{'dataset':<{width}} {'frames':>10} {'weight':>8} {'an epoch':>10} {'share':>7}")

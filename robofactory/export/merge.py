@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from robofactory import arguments
 from robofactory.config import choose_device, home
 from robofactory.errors import UserError, run_command
-from robofactory.paths import find_weights
+from robofactory.paths import MANIFEST, find_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,35 +47,60 @@ the directory to fine-tune it further.""",
 
 def main() -> None:
     args = parse_arguments()
-    if args.output.exists():
-        raise UserError(f"{args.output} exists; choose another directory, or move it away")
-    if not args.checkpoint.is_dir():
-        raise UserError(f"no checkpoint directory {args.checkpoint}")
     checkpoint = args.checkpoint.resolve()  # `latest` is a link
     data = args.data or home() / "data" / checkpoint.parent.name
+    require_paths(checkpoint, args.output, data)
     print(merge(checkpoint, args.output, data, args.frames, choose_device(args.device)))
+
+
+def require_paths(checkpoint: Path, output: Path, data: Path) -> None:
+    """Raises UserError for what can be told before anything heavy is loaded."""
+    if output.exists() or output.is_symlink():
+        raise UserError(f"{output} exists; choose another directory, or move it away")
+    parents = [each for each in output.absolute().parents if each.exists()]
+    if not parents[0].is_dir() or not os.access(parents[0], os.W_OK):
+        raise UserError(f"{output} cannot be made: {parents[0]} is no directory to write in; choose another one")
+    if not (checkpoint / MANIFEST).is_file():
+        raise UserError(f"{checkpoint} is no complete checkpoint: it has no {MANIFEST}; give the directory of one, such as a run's latest")  # fmt: skip
+    if not data.is_dir():
+        raise UserError(f"{data} is not there; give the dataset that the policy was trained on with --data")
 
 
 def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: str) -> str:
     """Make the directory `output`, whole or not at all; what to say about it.
 
     Raises:
-        UserError: no checkpoint of a fine-tuned model, or not its dataset or its base weights.
+        UserError: no checkpoint of a fine-tuned model, or not its dataset or its base weights; the directory exists, or
+            another process is making it.
     """
+    from robofactory import files
+
+    with files.owned(output):
+        require_paths(checkpoint, output, data)
+        return _merge(checkpoint, output, data, num_frames, device)
+
+
+def _merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: str) -> str:
     import torch
     from safetensors import SafetensorError
 
-    from robofactory.checkpoint import build_model, load_recipe_of, load_trained
+    from robofactory import documents
+    from robofactory.checkpoint import build_model, load_recipe_of, load_trained, verify
     from robofactory.codec.codec import Codec
     from robofactory.data.dataset import load_splits
     from robofactory.model.lora import merge_adapters
-    from robofactory.model.weights import CONFIG, read_config, save_openvla
+    from robofactory.model.weights import save_openvla
+    from robofactory.published import CONFIG, PREPROCESSOR, read_config, written_preprocessor
 
-    # ---- the policy, with the base in the dtype that it is merged in
-    recipe, codec = load_recipe_of(checkpoint), Codec.load(checkpoint)
+    # ---- the policy, with the base in the dtype that it is merged in; all that can be refused first
+    recipe = load_recipe_of(checkpoint)
     if recipe.model.architecture is not None:
         raise UserError(f"{checkpoint} was trained from scratch at its own sizes; only fine-tuned weights have an official form")  # fmt: skip
+    verify(checkpoint)
+    codec, base = Codec.load(checkpoint), find_weights(recipe.model.model_name)
+    published, small_files = read_config(base), files_to_copy(base)
     splits = load_splits(data, recipe)
+    splits = dataclasses.replace(splits, codec=splits.codec.normalized_as(codec))
     if splits.codec.fingerprint != codec.fingerprint:
         raise UserError(f"{data} is not the dataset that {checkpoint} was trained on; give it with --data")
     m = dataclasses.replace(recipe.model, quantize=None)
@@ -90,21 +115,23 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
     report = compare(codec, before, answers(model, codec, batch))
 
     # ---- the directory
-    base = find_weights(m.model_name)
     statistics = {name: dataset.official() for name, dataset in codec.datasets.items()}
-    published = read_config(base)
-    norm_stats = published.get("norm_stats", {}) | statistics
+    norm_stats = (published.get("norm_stats") or {}) | statistics
     ours = {"global_token": m.global_token, "views": list(codec.views), "use_proprio": codec.use_proprio}
     config = published | ours | {"norm_stats": norm_stats, "torch_dtype": m.torch_dtype}
-    temporary = output.with_name(f".{output.name}.tmp")
-    contents = {CONFIG: config, "dataset_statistics.json": statistics, "merge.json": report}
+    has_pictures = PREPROCESSOR in (path.name for path in small_files)
+    given = documents.read_json(base / PREPROCESSOR, dict) if has_pictures else {}
+    pictures = written_preprocessor(given, codec.image_size, codec.images.means, codec.images.stds)
+    contents = {CONFIG: config, PREPROCESSOR: pictures, "dataset_statistics.json": statistics, "merge.json": report}
+    temporary = output.with_name(f".{output.name}.merge.tmp")  # what a merge that was killed had written goes
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        copy_small_files(base, temporary)
+        for path in small_files:
+            shutil.copy(path, temporary)
         codec.save(temporary)
         for file, content in contents.items():
-            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_openvla(model, temporary)
         flush(temporary)
         temporary.rename(output)
@@ -145,11 +172,16 @@ def compare(
     }
 
 
-def copy_small_files(base: Path, directory: Path) -> None:
-    """Tokenizer, preprocessor and remote code of the base, as they are; what is ours is written over them."""
-    for path in base.iterdir():
-        if path.suffix in (".json", ".model", ".py") and not path.name.endswith(".index.json"):
-            shutil.copy(path, directory)
+def files_to_copy(base: Path) -> list[Path]:
+    """Tokenizer, preprocessor and remote code of the base, as they are; what is ours is written over them.
+
+    Raises:
+        UserError: one of them lies elsewhere, or is no file.
+    """
+    from robofactory import files
+
+    names = [path.name for path in base.iterdir() if path.suffix in (".json", ".model", ".py")]
+    return [files.inside(base, name, base) for name in sorted(names) if not name.endswith(".index.json")]
 
 
 def flush(directory: Path) -> None:

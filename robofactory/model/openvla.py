@@ -16,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
+from robofactory import documents
 from robofactory.config import ArchitectureConfig
 from robofactory.errors import UserError
 from robofactory.model.attention import attend, causal_weights, rotary_embedding, rotate
 from robofactory.model.vision import FusedVision, build_tower, build_towers_from_scratch
+from robofactory.published import MOST_LAYERS, MOST_WIDE, PublishedConfig
 from robofactory.shapes import Batch
 
 NUM_BINS = 256
@@ -369,6 +371,10 @@ def build_from_scratch(
     for key, (size, divisor, what) in parts.items():
         if size % divisor:
             raise UserError(f"model.architecture.{key}={size} must be a multiple of {divisor} ({what})")
+    for part in ("dino", "siglip", "language"):
+        for key, size in vars(getattr(a, part)).items():
+            if size > (most := MOST_LAYERS if key in ("depth", "num_hidden_layers") else MOST_WIDE):
+                raise UserError(f"model.architecture.{part}.{key}={size} must be at most {most}")
     vision = build_towers_from_scratch(architecture.image_size, architecture.dino, architecture.siglip, global_token)
     language_model = build_language_model(LlamaConfig(**vars(architecture.language), vocab_size=vocab_size))
     for module in language_model.modules():
@@ -387,28 +393,16 @@ def build_from_config(
 
     Args:
         timm_overrides: keyword arguments over the timm models by their id, to make them small; None: those under this
-            key in the configuration, which openvla-7b's has not.
+            key in the configuration, which openvla-7b's does not have.
     Raises:
         UserError: the configuration describes another architecture, or lacks a key.
     """
-    required = {
-        "use_fused_vision_backbone": True,
-        "arch_specifier": "no-align+fused-gelu-mlp",
-        "n_action_bins": NUM_BINS,
-    }
-    for key, value in required.items():
-        if config.get(key) != value:
-            raise UserError(f"config.json: {key} is {config.get(key)!r}; only {value!r} is supported (openvla-7b's)")
-    overrides = config.get("timm_overrides", {}) if timm_overrides is None else timm_overrides
-    try:
-        towers = zip(config["timm_model_ids"], config["image_sizes"], config["timm_override_act_layers"], strict=True)
-        dino, siglip = (
-            build_tower(model_id, image_size, act_layer=act_layer, **overrides.get(model_id, {}))
-            for model_id, image_size, act_layer in towers
-        )
-        language_config = LlamaConfig(**config["text_config"])
-        num_ids = language_config.vocab_size - config["pad_to_multiple_of"]  # without the padding of the embedding
-    except KeyError as error:
-        raise UserError(f"config.json: key {error.args[0]!r} is missing; use an unmodified openvla-7b config") from None
-    vision = FusedVision(dino, siglip, global_token)
-    return OpenVLA(vision, build_language_model(language_config), num_ids - NUM_BINS, proprio_dim)
+    checked = documents.check(config, PublishedConfig, "config.json", "this project supports openvla-7b's architecture")
+    if timm_overrides is None:
+        timm_overrides = {model_id: sizes.model_dump(exclude_unset=True) for model_id, sizes in checked.timm_overrides.items()}  # fmt: skip
+    dino, siglip = (
+        build_tower(model_id, image_size, **timm_overrides.get(model_id, {}))
+        for model_id, image_size in zip(checked.timm_model_ids, checked.image_sizes, strict=True)
+    )
+    language_model = build_language_model(LlamaConfig(**checked.text_config.for_llama()))
+    return OpenVLA(FusedVision(dino, siglip, global_token), language_model, checked.num_ids - NUM_BINS, proprio_dim)

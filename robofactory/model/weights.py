@@ -4,23 +4,31 @@ A directory with `config.json` and safetensors files, one or sharded with an ind
 for one: timm's LayerScale parameter `gamma` is `scale_factor` there.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robofactory import documents, files
+from robofactory.documents import Document
 from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA, ProprioProjector, build_from_config
 from robofactory.paths import find_weights
+from robofactory.published import ADVICE, CONFIG, read_config
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROPRIO = "proprio_projector.safetensors"  # ours, beside the official files
 PYTORCH = {"format": "pt"}  # what transformers wants to read in a file's metadata
+FLOATS = ("BF16", "F16", "F32", "F64")  # what weights may be stored as
+PROBLEMS_SHOWN = 20
 SHARD_BYTES = 7_000_000_000  # the published model's
 OPENVLA_7B = {  # what its config.json says about sizes; those of the language model are LlamaConfig's defaults
     "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
@@ -50,17 +58,6 @@ def published_config(model_name: str) -> dict[str, Any]:
     return read_config(find_weights(model_name, files=[CONFIG]))
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The published `config.json`."""
-    path = directory / CONFIG
-    if not path.is_file():
-        raise UserError(f"no {CONFIG} in {directory}; it is not a published model")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy it again") from None
-
-
 def load_openvla(
     directory: Path,
     global_token: bool,
@@ -72,18 +69,20 @@ def load_openvla(
     """The published model in evaluation mode. A proprio projector is newly initialised unless its file is there too.
 
     Tensors are read one at a time from memory-mapped files, straight to `device` and `dtype`: there is never a second
-    copy of the model. On a CPU in the files' own dtype nothing is copied at all.
+    copy of the model. On a CPU in the files' own dtype nothing is copied at all. Each is summed on the way, which shows
+    NaN and infinity at the speed of the memory.
 
     Raises:
-        UserError: a file is missing or damaged, or tensors are missing, unknown or of another shape; all are named.
+        UserError: a file is missing or damaged, or tensors are missing, unknown, of another shape or kind of number, or
+            not finite; all are named.
     """
     with torch.device("meta"):
         model = build_from_config(read_config(directory), global_token, proprio_dim, timm_overrides)
     ours = {official_name(name): name for name in model.state_dict()}
-    files = _tensor_files(directory)
+    places = _tensor_files(directory)
     proprio = [name for name in ours if name.startswith("proprio_projector.")]
-    if (directory / PROPRIO).is_file():
-        files |= dict.fromkeys(proprio, directory / PROPRIO)
+    if (directory / PROPRIO).exists():
+        places |= dict.fromkeys(proprio, files.inside(directory, PROPRIO, directory))
     elif proprio_dim is not None:
         model.proprio_projector = ProprioProjector(proprio_dim, model.language_model.config.hidden_size).to(
             device, dtype
@@ -91,24 +90,24 @@ def load_openvla(
         for name in proprio:
             del ours[name]
     shapes = {name: list(model.state_dict()[ours[name]].shape) for name in ours}
-    problems = [f"unknown {name}" for name in files if name not in ours]
+    problems = [f"unknown {name}" for name in places if name not in ours]
+    problems += [f"missing {name} {shapes[name]}" for name in ours if name not in places]
     tensors: dict[str, Tensor] = {}
-    missing = set(ours)
-    for path in sorted(set(files.values())):
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for name in file.keys() & ours.keys():
-                    missing.discard(name)
-                    shape = file.get_slice(name).get_shape()
-                    if shape == shapes[name]:
-                        tensors[ours[name]] = file.get_tensor(name).to(dtype)
-                    else:
-                        problems.append(f"{name} has shape {shape}, expected {shapes[name]}")
-        except (SafetensorError, FileNotFoundError) as error:
-            raise UserError(f"{path} cannot be read ({error}); copy it again") from None
-    problems += [f"missing {name} {shapes[name]}" for name in missing]
+    for path in sorted(set(places.values())):
+        with _open(path, str(device)) as file:
+            for name in sorted(file.keys() & ours.keys()):
+                header = file.get_slice(name)
+                if header.get_shape() != shapes[name]:
+                    problems.append(f"{name} has shape {header.get_shape()}, expected {shapes[name]}")
+                elif header.get_dtype() not in FLOATS:
+                    problems.append(f"{name} is of {header.get_dtype()}, expected one of {', '.join(FLOATS)}")
+                elif not problems:
+                    tensors[ours[name]] = file.get_tensor(name).to(dtype)
+                    problems += [] if is_finite(tensors[ours[name]]) else [f"{name} has NaN or infinity"]
     if problems:
-        raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(sorted(problems))}")
+        shown = sorted(problems)[:PROBLEMS_SHOWN]
+        more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+        raise UserError(f"{directory}: the weights do not fit {CONFIG}: {'; '.join(shown)}{more}")
     model.load_state_dict(tensors, strict=False, assign=True)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]), "a tensor was never loaded"
     model.base_fingerprint, model.in_float32 = fingerprint(directory), dtype == torch.float32
@@ -121,32 +120,64 @@ def fingerprint(directory: Path) -> str:
     The same however the tensors are distributed over files.
     """
     digest = hashlib.sha256()
-    files = _tensor_files(directory)
-    opened = {path: safe_open(path, framework="pt") for path in set(files.values())}
-    for name in sorted(files):
-        tensor = opened[files[name]].get_tensor(name)  # memory-mapped: only what is looked at is read
+    places = _tensor_files(directory)
+    opened = {path: safe_open(path, framework="pt") for path in set(places.values())}
+    for name in sorted(places):
+        tensor = opened[places[name]].get_tensor(name)  # memory-mapped: only what is looked at is read
         step = -(-tensor.numel() // 64)
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.flatten()[::step].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers are, in one pass: what is not finite never leaves a sum."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+class Index(Document):
+    """Of shards: official tensor name -> the file beside the index that holds it."""
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
 def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Official tensor name -> the file that holds it."""
-    if (directory / INDEX).is_file():
-        try:
-            weight_map = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"{directory / INDEX}: no readable weight_map ({error}); copy it again") from None
-        return {name: directory / file for name, file in weight_map.items()}
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}; copy the published weights there")
+    """Official tensor name -> the one file that holds it.
+
+    Raises:
+        UserError: a file is missing, damaged, or not below the directory; index and files disagree.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        if not (directory / WEIGHTS).exists():
+            pickles = [path.name for kind in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(kind))]
+            instead = f", only {pickles[0]}, which could run code when it is read: convert it to safetensors" if pickles else "; copy the published weights there"  # fmt: skip
+            raise UserError(f"neither {WEIGHTS} nor {INDEX} in {directory}{instead}")
+        path = files.inside(directory, WEIGHTS, directory)
+        with _open(path) as file:
+            return dict.fromkeys(file.keys(), path)
+    weight_map = documents.read_json(index, Index, ADVICE).weight_map
+    shards = {name: files.inside(directory, name, index, ADVICE) for name in sorted(set(weight_map.values()))}
+    for name, path in shards.items():
+        with _open(path) as file:
+            held = set(file.keys())
+        named = {tensor for tensor, shard in weight_map.items() if shard == name}
+        if wrong := sorted(named - held):
+            raise UserError(f"{index}: {wrong[0]} should be in {name}, and is missing there; {ADVICE}")
+        if wrong := sorted(held - named):
+            other = weight_map.get(wrong[0])
+            says = f"names {other} for it" if other else "does not name it"
+            raise UserError(f"{path} holds {wrong[0]}, and {index.name} {says}; {ADVICE}")
+    return {tensor: shards[name] for tensor, name in weight_map.items()}
+
+
+@contextlib.contextmanager
+def _open(path: Path, device: str = "cpu") -> "Iterator[safe_open]":
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: path for name in file.keys()}  # noqa: SIM118  # no dict
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
     except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+        raise UserError(f"{path} cannot be read ({error}); {ADVICE}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -178,6 +209,6 @@ def save_openvla(model: OpenVLA, directory: Path, shard_bytes: int = SHARD_BYTES
     if len(shards) > 1:
         total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     if proprio:
         save_file({name: tensor.cpu() for name, tensor in proprio.items()}, directory / PROPRIO, PYTORCH)

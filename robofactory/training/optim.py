@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robofactory.checkpoint import placed_like, whole
+from robofactory.errors import UserError
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
@@ -43,8 +44,16 @@ def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, dict[str, Tensor]]) -> None:
-    """The inverse of `moments_of`, also for a model that is in other parts."""
+    """The inverse of `moments_of`, also for a model that is in other parts.
+
+    Raises:
+        UserError: they are not of this model.
+    """
     optimizer.state.clear()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, values in moments.items():
+        if {value.shape for value in values.values() if value.ndim} - {shapes.get(name)}:
+            raise UserError(f"the checkpoint's training_state.pt has an optimizer's state of {name!r}, which the model does not have in that shape; use another checkpoint")  # fmt: skip
     for name, parameter in model.named_parameters():
         if name in moments:
             optimizer.state[parameter] = {

@@ -16,7 +16,7 @@ from robofactory.data.dataset import Batches
 from robofactory.errors import UserError
 from robofactory.model.openvla import OpenVLA
 from robofactory.model.precision import autocast
-from robofactory.training import distributed
+from robofactory.training import distributed, resuming
 from robofactory.training.distributed import Topology
 
 
@@ -41,7 +41,7 @@ def run_again(directory: Path) -> str:
         raise UserError(f"{directory} holds no step to replay; training names the directory when it gives up")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, codec, recipe = checkpoint.load_model(directory, device)
-    update = checkpoint.load_training_state(directory)["update"]
+    update = resuming.read(directory).update
     ranks = [_micro_batches(path) for path in files]
     num_samples = sum(len(batch.input_ids) for rank in ranks for batch in rank)
     model.train()

@@ -1,16 +1,63 @@
 """Where a run stands: fresh, in the middle of a round, or at the end of one that the next goes on from."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from robofactory import checkpoint
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from robofactory import checkpoint, documents
 from robofactory.codec.codec import Codec
 from robofactory.config import RecipeConfig
+from robofactory.data.dataset import Splits
+from robofactory.documents import Count, Document, PositiveCount
 from robofactory.errors import UserError
 from robofactory.training import distributed
 from robofactory.training.distributed import Topology
+
+MaybeInfinite = Annotated[float, Field(allow_inf_nan=True)]
+
+
+class Moments(Document):
+    """Of AdamW, for one parameter."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+class GuardState(Document):
+    skipped: Count
+    skipped_in_a_row: Count
+    spikes_in_a_row: Count
+    rollbacks: Count
+    losses: list[float]
+
+
+class LogState(Document):
+    sums: list[MaybeInfinite]
+    grad_norm: MaybeInfinite
+    count: Count
+
+
+class TrainingState(Document):
+    """`training_state.pt`; the fields are those of `Start`."""
+
+    round: Count = 0
+    first_epoch: Count = 0
+    first_update: Count = 0
+    update: Count
+    validated: Count
+    best_val_loss: MaybeInfinite
+    steps_per_epoch: PositiveCount
+    global_batch: PositiveCount
+    moments: dict[str, Moments]
+    guard: GuardState | None
+    log: LogState | None
 
 
 @dataclass(frozen=True)
@@ -49,11 +96,16 @@ class Start:
         num_updates = recipe.training.max_steps or recipe.training.num_epochs * self.steps_per_epoch
         return self.validated - self.first_update >= num_updates
 
+    def with_its_normalization(self, data: Splits) -> Splits:
+        """The data for a run that goes on: pictures are normalised as in its checkpoint, see `Codec.normalized_as`."""
+        if self.directory is None:
+            return data
+        return replace(data, codec=data.codec.normalized_as(Codec.load(self.directory)))
+
     def require_same_policy(self, recipe: RecipeConfig, codec: Codec) -> None:
         """Raises UserError where the checkpoint is of another model or other data; the line says which."""
         if self.directory is None:
             return
-        checkpoint.verify(self.directory)
         saved_codec = Codec.load(self.directory)
         if checkpoint.load_recipe_of(self.directory).model != recipe.model:
             raise UserError(f"{self.directory} is another model than the recipe's; use the recipe it was trained with, or move the run away")  # fmt: skip
@@ -84,8 +136,8 @@ def find_start(run: Path, recipe: RecipeConfig, round_number: int, resume: bool,
     """Where a round of a run begins, from its `latest` checkpoint; None: it is complete.
 
     Raises:
-        UserError: the run holds this round already and `resume` is not given, the round before is not complete, or the
-            checkpoint is damaged.
+        UserError: the run holds this round already and `resume` is not given, the round before is not complete, or a
+            checkpoint of the run is damaged or not whole.
     """
     if topology.is_main:
         checkpoint.settle(run)
@@ -118,5 +170,8 @@ def read(directory: Path) -> Start:
     Raises:
         UserError: it is damaged, or not one of ours; the line names the file.
     """
+    checkpoint.verify(directory)
     state = checkpoint.load_training_state(directory)
-    return Start(directory, resumes=True, **state)
+    documents.check(state, TrainingState, str(directory / checkpoint.STATE), "use another checkpoint")
+    known = {each.name for each in fields(Start)} - {"directory", "resumes"}
+    return Start(directory, resumes=True, **{key: value for key, value in state.items() if key in known})

@@ -234,7 +234,7 @@ def train(
     if topology.is_main and (passing := ", ".join(place for place in places if "://" in place)):
         print(f"not looked at before training: {passing}; `robofactory inspect` takes a copy on a disk")
     require_sound([*on_this_disk, *relabelled], recipe.data.views, recipe.data.accept, recipe.data.pass_through)
-    data = load_splits(demonstrations, recipe, relabelled)
+    data = start.with_its_normalization(load_splits(demonstrations, recipe, relabelled))
     codec, meter = data.codec, Meter(data.codec, device)
     start.require_same_policy(recipe, codec)
 

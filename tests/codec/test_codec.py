@@ -271,11 +271,11 @@ def test_another_tokenizer_in_the_package_is_refused(tmp_path: Path, codec: Code
 
 
 def test_preprocessing_this_version_does_not_do_is_refused(tmp_path: Path, codec: Codec, monkeypatch):
-    """The file is intact, but this code has other constants (here the pixel means): it would decode something else."""
+    """The file is intact, but this code has other constants (here the interpolation): it would see something else."""
     from robofactory.codec import images
 
     codec.save(tmp_path)
-    monkeypatch.setattr(images, "MEANS", ((0.4, 0.4, 0.4), (0.5, 0.5, 0.5)))
+    monkeypatch.setattr(images, "INTERPOLATION", "bilinear")
     with pytest.raises(UserError, match="does not do"):
         Codec.load(tmp_path)
 

@@ -83,5 +83,5 @@ def test_weights_without_a_tokenizer_or_of_another_kind_are_refused(tmp_path: Pa
     with pytest.raises(UserError, match="not Llama's tokenizer"):
         Prompt.from_weights(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no key 'text_config'"):
+    with pytest.raises(UserError, match=r"config\.json: key 'use_fused_vision_backbone' is missing"):
         Prompt.from_weights(tmp_path)

@@ -89,7 +89,9 @@ def test_the_published_action_ids_are_31744_to_31999(published: OpenVLA):
 
 
 def test_a_config_of_another_architecture_is_refused_by_name():
-    with pytest.raises(UserError, match="arch_specifier is 'no-align\\+gelu-mlp'"):
+    with pytest.raises(
+        UserError, match="'arch_specifier' is \"no-align\\+gelu-mlp\"; needed: 'no-align\\+fused-gelu-mlp'"
+    ):
         build_from_config(OPENVLA_7B | {"arch_specifier": "no-align+gelu-mlp"}, global_token=True)
     with pytest.raises(UserError, match="'timm_model_ids' is missing"):
         build_from_config({k: v for k, v in OPENVLA_7B.items() if k != "timm_model_ids"}, global_token=True)

@@ -72,6 +72,17 @@ def test_the_benchmark_of_resuming_answers_help():
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
+def test_a_run_whose_checkpoint_lost_its_manifest_is_not_begun_anew(run):
+    """It began from nothing, said nothing, and replaced what was left (an interrupted copy)."""
+    start("training.max_steps=2")
+    (run / "epoch_1" / "manifest.json").unlink()
+    before = (run / "epoch_1" / "modules.safetensors").read_bytes()
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r"epoch_1 is no complete checkpoint: it has no manifest\.json"):
+            start("training.max_steps=4", "training.seed=7", resume=resume)
+    assert (run / "epoch_1" / "modules.safetensors").read_bytes() == before
+
+
 def test_another_global_batch_is_refused_and_the_line_says_what_to_set(run):
     start("training.max_steps=2")
     with pytest.raises(UserError, match=r"trained with 8 samples a step .* have 16; set dataloader\.batch_size=4"):
