@@ -265,8 +265,8 @@ def _episode_facts(
 ) -> EpisodeFacts:
     length = len(actions)
     times = frames["timestamp"].astype(np.float64)
-    gaps = np.nan_to_num(np.diff(times[np.isfinite(times)]) * fps)
     with np.errstate(invalid="ignore", over="ignore"):
+        gaps = np.nan_to_num(np.diff(times) * fps, nan=1.0, posinf=1.0, neginf=1.0)  # those are another finding
         step, state_step = np.abs(np.diff(actions, axis=0)), np.abs(np.diff(state, axis=0))
         changes = step > 1e-6  # rad: less is rounding
         equal = np.abs(actions - state)[1:] < 1e-6 if same_names else changes[:, :0]
