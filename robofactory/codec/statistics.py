@@ -22,7 +22,10 @@ class Statistics:
     method, for the dimensions where `normalized` is true:
         mean_std: z = (x - mean) / std, divided by the largest |z| of the training data, so that none of it is clipped;
             in other words the bounds are mean -+ std * (the largest |z|).
-        q01_q99: 2 (x - q01) / (q99 - q01 + 1e-8) - 1. Source: OpenVLA, BOUNDS_Q99; 2 % of the data are clipped.
+        q01_q99: 2 (x - q01) / (q99 - q01 + 1e-8) - 1. Source: OpenVLA, BOUNDS_Q99; 2 % of the data are clipped. Where
+            q01 and q99 are one value and the extremes are not, that would erase what the dimension is there for, an
+            event in one frame of a hundred: `of_numbers` then takes the extremes for q01 and q99. The official code
+            decodes with these as we do.
         min_max: the same with the extremes. Source: OpenVLA, BOUNDS.
     The others (a gripper that is in [-1, 1] already) pass through. A dimension that never moves becomes 0, and comes
     back as its one value.
@@ -84,8 +87,8 @@ class Statistics:
             numbers: by the names of the fields; there may be more.
             count: of the values that they were taken of.
         Raises:
-            UserError: an unknown name or method, or a dimension that passes through although it leaves [-1, 1] or moves
-                so little there that it would hardly be resolved.
+            UserError: an unknown name or method, a dimension that passes through although it leaves [-1, 1] or moves
+                so little there that it would hardly be resolved, or one that float32 does not hold.
         """
         if method not in METHODS:
             raise UserError(f"normalization {method!r} is none of {', '.join(METHODS)}")
@@ -96,22 +99,44 @@ class Statistics:
         if unknown:
             raise UserError(f"no dimension {unknown[0]!r} to pass through; there are {', '.join(names)}")
         passes = np.array([name in pass_through for name in names], bool)
-        outside = (low < -1.0) | (high > 1.0)
-        hardly_moves = (low < high) & (high - low < SMALLEST_SPAN)
-        wrong = passes & (outside | hardly_moves)
+        wrong = passes & ~passes_well(low, high)
         if wrong.any():
             at = int(np.argmax(wrong))
-            problem = "must be in [-1, 1], but reaches" if outside[at] else "moves too little to be resolved there:"
+            is_outside = low[at] < -1.0 or high[at] > 1.0
+            problem = "must be in [-1, 1], but reaches" if is_outside else "moves too little to be resolved there:"
             raise UserError(f"{names[at]!r} passes through unnormalised and {problem} {low[at]:.4g}..{high[at]:.4g}; name what is in [-1, 1] in data.pass_through, or nothing: data.pass_through=[]")  # fmt: skip
-        return cls(method, tuple(names), ~passes, count=count, **{name: numbers[name] for name in _ARRAYS})
+        statistics = cls.unchecked(numbers, count, names, method, ~passes)
+        too_far = ~(np.abs(statistics.bounds) <= np.finfo(np.float32).max).all(axis=0)
+        if too_far.any():
+            at = int(np.argmax(too_far))
+            raise UserError(f"{names[at]!r} reaches {low[at]:.4g}..{high[at]:.4g}, which is too far for float32; look for a broken recording, or convert the data to another unit")  # fmt: skip
+        return statistics
+
+    @classmethod
+    def unchecked(
+        cls,
+        numbers: Mapping[str, Float64[np.ndarray, " a"]],
+        count: int,
+        names: Sequence[str],
+        method: str,
+        normalized: Bool[np.ndarray, " a"],
+    ) -> "Statistics":
+        """The same of whatever there is, to look at it."""
+        arrays = {name: numbers[name] for name in _ARRAYS}
+        if method == "q01_q99":
+            is_one_value = arrays["q01"] == arrays["q99"]
+            arrays["q01"] = np.where(is_one_value, arrays["min"], arrays["q01"])
+            arrays["q99"] = np.where(is_one_value, arrays["max"], arrays["q99"])
+        return cls(method, tuple(names), normalized, count=count, **arrays)
 
     @cached_property
     def bounds(self) -> Float64[np.ndarray, "2 a"]:
         """The physical values of -1 and of +1; equal for a dimension that never moves."""
         match self.method:
             case "mean_std":
-                reach = np.maximum(self.max - self.mean, self.mean - self.min)  # = std * (the largest |z|)
-                bounds = np.stack([self.mean - reach, self.mean + reach])
+                with np.errstate(over="ignore"):  # infinity then, which `of_numbers` refuses
+                    reach = np.maximum(self.max - self.mean, self.mean - self.min)  # = std * (the largest |z|)
+                    bounds = np.stack([self.mean - reach, self.mean + reach])
             case "q01_q99":
                 bounds = np.stack([self.q01, self.q99])
             case _:
@@ -253,6 +278,11 @@ def require_alike(datasets: Mapping[str, DatasetStatistics], use_proprio: bool) 
                 raise UserError(f"cannot mix {what}s whose numbers are in another order: {names}")
             if (a.normalized != b.normalized).any():
                 raise UserError(f"cannot mix {what}s of which other numbers pass through unnormalised: {names}; see data.pass_through")  # fmt: skip
+
+
+def passes_well(low: Float64[np.ndarray, " a"], high: Float64[np.ndarray, " a"]) -> Bool[np.ndarray, " a"]:
+    """Whether dimensions with these extremes can pass through: in [-1, 1], and moving enough to be resolved there."""
+    return (low >= -1.0) & (high <= 1.0) & ((low == high) | (high - low >= SMALLEST_SPAN))
 
 
 def grippers(names: Sequence[str]) -> list[str]:

@@ -11,63 +11,44 @@ description can be made again from the episodes: nothing is lost when recording 
 
 import dataclasses
 import errno
-import io
 import json
 import mmap
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64, UInt8
-from PIL import Image
+from pydantic import Field
 
-from robofactory import files
-from robofactory.config import SceneConfig, from_yaml, to_yaml
+from robofactory import documents, files
 from robofactory.data import lerobot
+from robofactory.data.description import (
+    INFO,
+    OWN,
+    DatasetDescription,
+    Finished,
+    is_complete,
+    read_description,
+    read_finished,
+    require_same,
+    require_views,
+)
+from robofactory.data.png import decode_png, first_unlike, png_files
+from robofactory.data.png import encode_png as encode_png  # for those who make episodes
+from robofactory.documents import Document
 from robofactory.errors import UserError
 from robofactory.shapes import Action, Observation
 
-PNG_COMPRESS_LEVEL = 1  # 128x96: 0.36 ms to write, level 6 takes 0.76 ms for 20 % fewer bytes; both read in 0.14 ms
+OWN_KEY = b"robofactory"  # of the metadata of an episode's file
+MAX_SEEDS = 10_000_000  # of a dataset, recorded or dropped
 STATS_IMAGES = 64  # frames per view, spread evenly over the dataset, that the image statistics are taken from
-
-
-@dataclass(frozen=True)
-class DatasetDescription:
-    """What all episodes of a dataset share; recording only continues a dataset with the same description.
-
-    scene_yaml: the resolved scene (`config.to_yaml`), with its `visual_detail`, shader and cameras; empty where nobody
-        knows it, as of data that was recorded elsewhere.
-    image_sizes: view -> (height, width) in px.
-    joint_names: of the dimensions of an action.
-    proprio_names: of the dimensions of proprio, none where it was not measured; None: the same as the action's.
-    noise_share: of the episodes that are recorded with perturbed actions.
-    driver: who acts in them; the labels are the expert's. Of imported data: what they were imported from, and how.
-    """
-
-    scene_yaml: str
-    agent_id: int
-    image_sizes: dict[str, tuple[int, int]]
-    joint_names: tuple[str, ...]
-    fps: int | float
-    robot_type: str = "panda"
-    noise_share: float = 0.0
-    first_seed: int = 0
-    driver: str = "expert"
-    proprio_names: tuple[str, ...] | None = None
-
-    def names_of_proprio(self) -> tuple[str, ...]:
-        return self.joint_names if self.proprio_names is None else self.proprio_names
-
-    def vector_columns(self) -> list[str]:
-        """The columns with a vector a frame; without proprio there is one less, as LeRobot has no empty feature."""
-        return ["observation.state", "action"] if self.names_of_proprio() else ["action"]
 
 
 @dataclass(frozen=True)
@@ -88,19 +69,11 @@ class Episode:
     seed: int
 
 
-def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """RGB in [0, 255] as PNG, without loss."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", compress_level=PNG_COMPRESS_LEVEL)
-    return stream.getvalue()
+class OfEpisode(Document):
+    """What an episode's file says beside its table."""
 
-
-def decode_png(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The inverse of `encode_png`; the array is the caller's own. FFmpeg takes two thirds of Pillow's time."""
-    decoder = av.CodecContext.create("png", "r")  # a new one each time: it would go on from the picture before
-    decoder.thread_count = 1
-    (frame,) = decoder.decode(av.Packet(data))
-    return frame.to_ndarray(format="rgb24")  # type: ignore[union-attr]
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEEDS)]
+    instruction: str
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -116,22 +89,35 @@ class DatasetWriter:
     def __init__(self, directory: Path, description: DatasetDescription):
         self.directory = directory
         self.description = description
-        path = directory / "meta" / "robofactory.json"
-        for leftover in directory.glob("**/*.tmp"):
-            leftover.unlink()
-        if path.is_file():
-            _require_same(description, _read_description(path), directory)
-        elif any(file.is_file() for file in directory.glob("**/*")):
-            raise UserError(f"{directory} is not empty and no dataset of ours; move it away or delete it")
-        else:
-            self._write(path, lerobot.to_json(dataclasses.asdict(description)))
+        self._begin()
         self.seeds: list[int] = []
         self._lengths: list[int] = []
         self._instructions: list[str] = []
-        while (file := lerobot.data_file(directory, self.num_episodes)).is_file():
+        while lerobot.data_file(directory, self.num_episodes).exists():
+            file = lerobot.find_data_file(directory, self.num_episodes)
             footer = lerobot.open_parquet(file)
-            own = json.loads(footer.schema_arrow.metadata[b"robofactory"])
-            self._count(footer.metadata.num_rows, own["instruction"], own["seed"])
+            stated = (footer.schema_arrow.metadata or {}).get(OWN_KEY, b"{}")
+            own = documents.parse_json(
+                stated, OfEpisode, f"{file}: metadata {OWN_KEY.decode()!r}", lerobot.RECORD_AGAIN
+            )
+            self._count(footer.metadata.num_rows, own.instruction, own.seed)
+
+    def _begin(self) -> None:
+        """Make sure that the directory is this dataset's; a description without any episode is replaced."""
+        directory, path = self.directory, self.directory / OWN
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file, and a dataset is a directory; move it away or delete it")
+        leftovers = [each for each in directory.glob("*/**/*.tmp") if _is_leftover(each.relative_to(directory))]
+        known = {path, *leftovers}
+        is_begun = any(each not in known and (each.is_symlink() or not each.is_dir()) for each in directory.rglob("*"))
+        if is_begun and not path.is_file():
+            raise UserError(f"{directory} is not empty and no dataset of RoboFactory's; move it away or delete it")
+        if is_begun:
+            require_same(self.description, read_description(directory), directory)
+        for leftover in leftovers:
+            leftover.unlink()
+        if not is_begun:
+            self._write(path, lerobot.to_json(dataclasses.asdict(self.description)))
 
     @property
     def num_episodes(self) -> int:
@@ -152,8 +138,10 @@ class DatasetWriter:
         Raises:
             UserError: an action or a joint position is no finite number; the disk is full.
         """
-        length = len(episode.actions)
-        _require_finite(episode, f"{self.directory}: episode {self.num_episodes} (seed {episode.seed})")
+        length, name = len(episode.actions), f"{self.directory}: episode {self.num_episodes} (seed {episode.seed})"
+        _require_finite(episode, name)
+        own = {"seed": episode.seed, "instruction": episode.instruction}
+        documents.check(own, OfEpisode, name, "it is not written")
         assert set(episode.images) == set(self.description.image_sizes), (set(episode.images), self.description)
         assert length > 0 and {len(frames) for frames in episode.images.values()} == {length}
         assert episode.actions.shape[1] == len(self.description.joint_names), episode.actions.shape
@@ -169,8 +157,7 @@ class DatasetWriter:
             perturbed=episode.perturbed,
             images={view: episode.images[view] for view in self.description.image_sizes},
         )
-        own = {"seed": episode.seed, "instruction": episode.instruction}
-        table = table.replace_schema_metadata({"robofactory": json.dumps(own)})
+        table = table.replace_schema_metadata({OWN_KEY: json.dumps(own)})
         self._write(lerobot.data_file(self.directory, self.num_episodes), lerobot.to_parquet(table))
         self._count(length, episode.instruction, episode.seed)
 
@@ -178,7 +165,7 @@ class DatasetWriter:
         """Write what the format wants to know about all episodes together; `meta/info.json` is the last."""
         if self.num_episodes == 0:
             raise UserError(f"{self.directory} has no episode; there is nothing to finish")
-        d, meta, tasks = self.description, self.directory / "meta", _unique(self._instructions)
+        d, tasks, seeds = self.description, _unique(self._instructions), set(self.seeds)
         info = lerobot.info(
             robot_type=d.robot_type,
             fps=d.fps,
@@ -189,14 +176,14 @@ class DatasetWriter:
             num_frames=self.num_frames,
             num_tasks=len(tasks),
         )
-        dropped = [seed for seed in range(d.first_seed, self.seeds[-1]) if seed not in set(self.seeds)]
+        dropped = [seed for seed in range(d.first_seed, self.seeds[-1]) if seed not in seeds]
         own = {"seeds": self.seeds, "dropped_seeds": dropped, "versions": _versions()}
         episodes = lerobot.episodes_table(self._lengths, self._instructions)
-        self._write(meta / "robofactory.json", lerobot.to_json(dataclasses.asdict(d) | own))
-        self._write(meta / "tasks.parquet", lerobot.to_parquet(lerobot.tasks_table(tasks)))
-        self._write(lerobot.episodes_file(self.directory), lerobot.to_parquet(episodes))
-        self._write(meta / "stats.json", lerobot.to_json(self._statistics()))
-        self._write(meta / "info.json", lerobot.to_json(info))
+        self._write(self.directory / OWN, lerobot.to_json(dataclasses.asdict(d) | own))
+        self._write(self.directory / lerobot.TASKS, lerobot.to_parquet(lerobot.tasks_table(tasks)))
+        self._write(self.directory / lerobot.EPISODES, lerobot.to_parquet(episodes))
+        self._write(self.directory / lerobot.STATS, lerobot.to_json(self._statistics()))
+        self._write(self.directory / INFO, lerobot.to_json(info))
 
     def _count(self, length: int, instruction: str, seed: int) -> None:
         self.seeds.append(seed)
@@ -214,7 +201,7 @@ class DatasetWriter:
 
     def _statistics(self) -> dict[str, Any]:
         """Over all frames; of the images over a sample of them."""
-        files = [lerobot.data_file(self.directory, episode) for episode in range(self.num_episodes)]
+        files = [lerobot.find_data_file(self.directory, episode) for episode in range(self.num_episodes)]
         numbers = [*self.description.vector_columns(), "perturbed", *lerobot.SCALARS]
         table = pa.concat_tables([lerobot.read_parquet(file, numbers) for file in files])
         statistics = {name: lerobot.statistics(lerobot.to_numpy(table[name])) for name in numbers}
@@ -248,25 +235,22 @@ class DatasetReader:
     """
 
     def __init__(self, directory: Path, views: Sequence[str] | None = None):
-        meta = directory / "meta"
         self.directory = directory
         self.description, info = read_finished(directory)
-        self.seeds: list[int] = lerobot.read_json(meta / "robofactory.json")["seeds"]
+        self.seeds = documents.read_json(files.inside(directory, OWN, directory), Finished).seeds
         self.views = tuple(self.description.image_sizes if views is None else views)
         require_views(self.views, self.description, str(directory))
-        num_episodes = info["total_episodes"]
-        if num_episodes == 0:
+        if info.total_episodes == 0:
             raise UserError(f"{directory} has no episode; delete it and record again")
-        tables, places = zip(*(self._read_episode(episode) for episode in range(num_episodes)), strict=True)
-        table = pa.concat_tables(tables)
-        tasks = lerobot.read_parquet(meta / "tasks.parquet", ["task"])["task"].to_pylist()
-        self.instructions: list[str] = [tasks[t["task_index"][0].as_py()] for t in tables]
-        self.episode_lengths: Int64[np.ndarray, " e"] = np.array([len(t) for t in tables], np.int64)
+        tasks = lerobot.read_tasks(files.inside(directory, lerobot.TASKS, directory, lerobot.RECORD_AGAIN))
+        opened = [self._read_episode(episode, tasks) for episode in range(info.total_episodes)]
+        self.instructions: list[str] = [each.instruction for each in opened]
+        self.episode_lengths: Int64[np.ndarray, " e"] = np.array([len(each.actions) for each in opened], np.int64)
         self.episode_starts: Int64[np.ndarray, " e"] = np.cumsum(self.episode_lengths) - self.episode_lengths
-        self.all_actions: Float32[np.ndarray, "n a"] = lerobot.to_vectors(table, "action")
-        self.all_proprio: Float32[np.ndarray, "n s"] = lerobot.to_vectors(table, "observation.state")
-        self.all_perturbed: Bool[np.ndarray, " n"] = lerobot.to_numpy(table["perturbed"])
-        self._places: Int64[np.ndarray, "n v 2"] = np.concatenate(places)
+        self.all_actions: Float32[np.ndarray, "n a"] = np.concatenate([each.actions for each in opened])
+        self.all_proprio: Float32[np.ndarray, "n s"] = np.concatenate([each.proprio for each in opened])
+        self.all_perturbed: Bool[np.ndarray, " n"] = np.concatenate([each.perturbed for each in opened])
+        self._places: Int64[np.ndarray, "n v 2"] = np.concatenate([each.places for each in opened])
 
     @property
     def num_episodes(self) -> int:
@@ -288,62 +272,105 @@ class DatasetReader:
         return self.all_proprio[self.episode_frames(episode)]
 
     def frame(self, episode: int, index: int) -> tuple[Observation, Action]:
-        """What the agent saw at a step of an episode, and what the expert answered."""
+        """What the agent saw at a step of an episode, and what the expert answered.
+
+        Raises:
+            UserError: a picture does not decode; the line names the file, the episode, the frame and the view.
+        """
         assert 0 <= index < self.episode_lengths[episode], (episode, index)
-        row = int(self.episode_starts[episode]) + index
-        with open(lerobot.data_file(self.directory, episode), "rb", buffering=0) as file:
-            images = read_pictures(file, self.views, self._places[row])
+        row, path = int(self.episode_starts[episode]) + index, lerobot.data_file(self.directory, episode)
+        with open(path, "rb", buffering=0) as file:
+            where = f"{path}: episode {episode}, frame {index}"
+            images = read_pictures(file, self.views, self._places[row], self.description, where)
         observation = Observation(images, self.all_proprio[row].copy(), self.instructions[episode])
         return observation, self.all_actions[row].copy()
 
-    def _read_episode(self, episode: int) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
-        return read_episode(lerobot.data_file(self.directory, episode), self.description, self.views)
+    def _read_episode(self, episode: int, tasks: Mapping[int, str]) -> "OpenEpisode":
+        path = lerobot.find_data_file(self.directory, episode)
+        return read_episode(path, episode, self.description, self.views, tasks)
 
 
-def require_views(views: Sequence[str], description: DatasetDescription, dataset: str) -> None:
-    """Raises UserError where the dataset has not all these views."""
-    for view in views:
-        if view not in description.image_sizes:
-            raise UserError(f"{dataset} has no view {view!r}; it has {', '.join(description.image_sizes)}")
+@dataclass(frozen=True)
+class OpenEpisode:
+    """What is in memory of an episode: all but its pictures.
+
+    places: where its pictures are in the file: offset and size in bytes.
+    """
+
+    actions: Float32[np.ndarray, "n a"]
+    proprio: Float32[np.ndarray, "n s"]
+    perturbed: Bool[np.ndarray, " n"]
+    instruction: str
+    places: Int64[np.ndarray, "n v 2"]
 
 
 def read_episode(
-    path: Path, description: DatasetDescription, views: Sequence[str]
-) -> tuple[pa.Table, Int64[np.ndarray, "n v 2"]]:
-    """The numbers of an episode, and where its pictures are in the file: offset and size in bytes.
+    path: Path, episode: int, description: DatasetDescription, views: Sequence[str], tasks: Mapping[int, str]
+) -> OpenEpisode:
+    """An episode from its file, of which each picture's first bytes are looked at.
 
     Raises:
-        UserError: the file is broken, or a number in it is not finite.
+        UserError: the file is broken, a number in it is not finite, or a picture is not what the description says.
     """
     keys = [lerobot.image_key(view) for view in views]
-    vectors = description.vector_columns()
-    table = lerobot.read_parquet(path, [*vectors, "perturbed", "task_index", *keys])
+    file = lerobot.open_parquet(path)
+    columns = [*description.vector_columns(), "perturbed", "timestamp", "task_index", *keys]
+    table = lerobot.read_columns(file, path, columns)
     if len(table) == 0:
         raise UserError(f"{path} has no frame; delete it and record again")
-    for column in vectors:
-        if not np.isfinite(lerobot.to_numpy(table[column])).all():
+    actions = lerobot.to_vectors(table, "action", len(description.joint_names), path)
+    proprio = lerobot.to_vectors(table, "observation.state", len(description.names_of_proprio()), path)
+    perturbed, times = (lerobot.to_scalars(table, name, path) for name in ("perturbed", "timestamp"))
+    for column, values in (("action", actions), ("observation.state", proprio), ("timestamp", times)):
+        if not np.isfinite(values).all():
             raise UserError(f"{path}: {column} is not finite; delete it and record again")
-    places = [_find_images(path, key, table[key]) for key in keys]
-    return table.drop_columns(keys), np.stack(places, axis=1)
+    instruction = lerobot.instruction_of(table, tasks, path)
+    places = []
+    for view, key in zip(views, keys, strict=True):
+        encoded = lerobot.to_encoded(table, key, path)
+        if odd := first_unlike(encoded, description.image_sizes[view]):
+            height, width = description.image_sizes[view]
+            raise UserError(
+                f"{path}: episode {episode}, frame {odd[0]}, view {view!r}: the picture {odd[1]}, not {width}x{height} "
+                f"px, 8-bit RGB; {lerobot.RECORD_AGAIN}"
+            )
+        places.append(_find_images(file, path, key, encoded))
+    return OpenEpisode(actions, proprio, perturbed, instruction, np.stack(places, axis=1))
 
 
 def read_pictures(
-    file: BinaryIO, views: Sequence[str], places: Int64[np.ndarray, "v 2"]
+    file: BinaryIO,
+    views: Sequence[str],
+    places: Int64[np.ndarray, "v 2"],
+    description: DatasetDescription,
+    where: str,
 ) -> dict[str, UInt8[np.ndarray, "_h _w 3"]]:
-    """The pictures of one frame, from where `read_episode` found them."""
-    of_views = zip(views, places.tolist(), strict=True)
-    return {view: decode_png(os.pread(file.fileno(), size, offset)) for view, (offset, size) in of_views}
+    """The pictures of one frame, from where `read_episode` found them.
+
+    Args:
+        where: file, episode and frame, for the message.
+    Raises:
+        UserError: one does not decode, or has another size by now.
+    """
+    images = {}
+    for view, (offset, size) in zip(views, places.tolist(), strict=True):
+        try:
+            images[view] = decode_png(os.pread(file.fileno(), size, offset))
+        except UserError as error:
+            raise UserError(f"{where}, view {view!r}: {error}; {lerobot.RECORD_AGAIN}") from None
+        if images[view].shape[:2] != tuple(description.image_sizes[view]):
+            raise UserError(f"{where}, view {view!r}: the picture is {images[view].shape[1]}x{images[view].shape[0]} px by now; {lerobot.RECORD_AGAIN}")  # fmt: skip
+    return images
 
 
-def _find_images(path: Path, column: str, values: pa.ChunkedArray) -> Int64[np.ndarray, "n 2"]:
+def _find_images(file: pq.ParquetFile, path: Path, column: str, encoded: pa.Array) -> Int64[np.ndarray, "n 2"]:
     """Offset and size in bytes of each image in the file: Parquet's plain encoding is a 4-byte size and the bytes."""
-    row_group = pq.read_metadata(path).row_group(0)
+    row_group = file.metadata.row_group(0)
     chunks = {row_group.column(i).path_in_schema: row_group.column(i) for i in range(row_group.num_columns)}
     position = chunks[f"{column}.bytes"].data_page_offset
     places = []
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for value in values.combine_chunks().field("bytes"):
-            png = value.as_py()
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for png in png_files(encoded):
             # The next image follows at once, or behind the header of the next page.
             position = content.find(len(png).to_bytes(4, "little") + png[:64], position) + 4
             if position < 4 or content[position : position + len(png)] != png:
@@ -353,68 +380,10 @@ def _find_images(path: Path, column: str, values: pa.ChunkedArray) -> Int64[np.n
     return np.array(places, np.int64)
 
 
-def read_finished(directory: Path) -> tuple[DatasetDescription, dict[str, Any]]:
-    """The description of a finished dataset, and its `meta/info.json`.
-
-    Raises:
-        UserError: there is none, or recording has not finished.
-    """
-    meta = directory / "meta"
-    if not (meta / "robofactory.json").is_file():
-        raise UserError(f"no dataset at {directory}; robofactory record makes one")
-    if not (meta / "info.json").is_file():
-        complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
-        command = "the command that began it, of robofactory record or import, continues it"
-        raise UserError(f"{directory} is unfinished ({complete} complete episodes); {command}")
-    return _read_description(meta / "robofactory.json"), lerobot.read_json(meta / "info.json")
-
-
-def is_complete(directory: Path, num_episodes: int) -> bool:
-    """Whether a directory holds a finished dataset of this many episodes."""
-    info = directory / "meta" / "info.json"
-    return info.is_file() and lerobot.read_json(info)["total_episodes"] == num_episodes
-
-
-def require_scene(directory: Path, scene: SceneConfig) -> None:
-    """Raises UserError unless a finished dataset was recorded in this scene; the line says what differs."""
-    scene_yaml = read_finished(directory)[0].scene_yaml
-    if not scene_yaml:
-        raise UserError(f"{directory} was recorded in no scene of ours; leave --config away")
-    recorded = from_yaml(SceneConfig, scene_yaml, f"the scene of {directory}")
-    if recorded != scene:
-        there, given = _only_in_each(to_yaml(recorded), to_yaml(scene))
-        raise UserError(f"{directory} was recorded in another scene ({there[:100]} there, {given[:100]} by --config and the recipe); leave --config away, or delete it to record again")  # fmt: skip
-
-
-def _read_description(path: Path) -> DatasetDescription:
-    return describe(lerobot.read_json(path))
-
-
-def describe(content: dict[str, Any]) -> DatasetDescription:
-    """What is in a dataset's `meta/robofactory.json`."""
-    content["image_sizes"] = {view: tuple(size) for view, size in content["image_sizes"].items()}
-    content["joint_names"] = tuple(content["joint_names"])
-    content.setdefault("driver", "expert")  # datasets of the first version do not say it: there was no other
-    names = content.setdefault("proprio_names", None)  # nor this: it was the same as the action's
-    content["proprio_names"] = None if names is None else tuple(names)
-    return DatasetDescription(**{field.name: content[field.name] for field in dataclasses.fields(DatasetDescription)})
-
-
-def _require_same(wanted: DatasetDescription, found: DatasetDescription, directory: Path) -> None:
-    for field in dataclasses.fields(DatasetDescription):
-        old, new = getattr(found, field.name), getattr(wanted, field.name)
-        if old != new:
-            was, now = _only_in_each(old, new)
-            raise UserError(
-                f"{directory} was recorded with another {field.name} ({was[:100]} there, {now[:100]} asked for); "
-                "delete it or choose another --num"
-            )
-
-
-def _only_in_each(old: Any, new: Any) -> tuple[str, str]:
-    """Of two values, what is in one alone: of a long text such as the scene, the lines that differ."""
-    lines = [[line.strip() for line in str(value).splitlines()] for value in (old, new)]
-    return tuple("; ".join(sorted(set(a) - set(b))) for a, b in (lines, lines[::-1]))  # type: ignore[return-value]
+def _is_leftover(path: Path) -> bool:
+    """Whether a writer that was killed left this file, which had not got its name yet."""
+    whole = r"data/chunk-\d+/file-\d+\.parquet|meta/(robofactory|info|stats)\.json|meta/tasks\.parquet|meta/episodes/chunk-000/file-000\.parquet"
+    return re.fullmatch(rf"({whole})\.\d+\.tmp", path.as_posix()) is not None
 
 
 def _require_finite(episode: Episode, name: str) -> None:

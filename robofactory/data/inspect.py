@@ -21,7 +21,7 @@ examples:
   robofactory inspect robofactory/data/LiftBarrier-rf_Agent0_150
   robofactory inspect my/dataset --output my/report.html""",
     )
-    parser.add_argument("dataset", type=arguments.path, help="its directory")
+    parser.add_argument("dataset", help="its directory")
     parser.add_argument("--output", type=arguments.path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
     parser.add_argument("--pass_through", nargs="*", metavar="NAME", help="action dimensions that are in [-1, 1] already, as data.pass_through of the recipe; no name: none (default: those called gripper)")  # fmt: skip
     return parser.parse_args()
@@ -29,10 +29,11 @@ examples:
 
 def main() -> None:
     args = parse_arguments()
-    if not args.dataset.is_dir():
-        raise UserError(
-            f"{args.dataset} is no directory; give that of a dataset, for instance one in {home() / 'data'}"
-        )
+    if "://" in args.dataset:
+        raise UserError(f"{args.dataset} is not on a disk; copy it to a directory, and inspect that")
+    dataset = arguments.path(args.dataset)
+    if not dataset.is_dir():
+        raise UserError(f"{dataset} is no directory; give that of a dataset, for instance one in {home() / 'data'}")
     from tqdm import tqdm
 
     from robofactory.data import inspection_page
@@ -41,7 +42,7 @@ def main() -> None:
     from robofactory.files import write_atomically
 
     facts = survey(
-        args.dataset,
+        dataset,
         pass_through=args.pass_through,
         progress=lambda episodes, total: tqdm(episodes, total=total, unit="episode", disable=None),
     )
@@ -49,7 +50,7 @@ def main() -> None:
         names = ", ".join(facts.actions.names)
         raise UserError(f"--pass_through: no action dimension {sorted(unknown)[0]!r}; there are {names}")
     found = find(facts)
-    output = args.output or args.dataset / "inspection.html"
+    output = args.output or dataset / "inspection.html"
     try:
         write_atomically(output, inspection_page.as_page(facts, found))
     except OSError as error:

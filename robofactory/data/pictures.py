@@ -1,6 +1,5 @@
 """What a survey keeps of an episode's pictures: not the pictures, but what tells a good camera from a bad one."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -8,7 +7,11 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from robofactory.data.description import MAX_PIXELS
+from robofactory.data.png import decode_png, first_unlike, png_size
+from robofactory.errors import UserError
 
 CELLS = (16, 12)  # across and down: what is compared of a picture are the means of so many parts of it
 SMALL = (160, 160)  # px: at most so wide and high is a picture of a contact sheet
@@ -21,7 +24,8 @@ class ViewFacts:
     look: the mean over them, as the means of `CELLS` parts.
     contrast: levels between the brightest and the darkest part of a picture, in the median picture.
     change: levels by which some part of some picture differs from the first.
-    unreadable: what is wrong with the first picture that does not decode or has another size; None: nothing.
+    unreadable: what is wrong with the first picture that is not what the description says, of all, or else does not
+        decode; None: nothing.
     moved, repeated: frames before which the arm moved, and those of them whose picture is the one before.
     """
 
@@ -72,27 +76,20 @@ def look(
 
 
 def _decode_rows(encoded: pa.Array, rows: Sequence[int], size: tuple[int, int]) -> tuple[list[Image.Image], str | None]:
-    """The pictures that decode, and what is wrong with the first one that does not or has another size."""
-    images, unreadable = [], None
+    """The pictures of these rows that decode, and what is wrong with the first of all that is not what it should be."""
+    odd = first_unlike(encoded, size)
+    unreadable = None if odd is None else f"frame {odd[0]} {odd[1]}, not {size[1]}x{size[0]} px, 8-bit RGB"
+    images = []
     for row in rows:
-        image = _decode(encoded[row].as_py())
-        if isinstance(image, str):
-            unreadable = unreadable or f"frame {row} {image}"
+        data = encoded[row].as_py()
+        shape = png_size(data) if data else None
+        if not data or shape is None or shape[0] * shape[1] > MAX_PIXELS:
             continue
-        if (image.height, image.width) != tuple(size):
-            unreadable = unreadable or f"frame {row} is {image.width}x{image.height}, not {size[1]}x{size[0]}"
-        images.append(image)
+        try:
+            images.append(Image.fromarray(decode_png(data)))
+        except UserError:
+            unreadable = unreadable or f"frame {row} does not decode"
     return images, unreadable
-
-
-def _decode(data: bytes | None) -> Image.Image | str:
-    """A picture in RGB, or what is wrong with it."""
-    if data is None:
-        return "has no picture"
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError):  # Pillow's, of a file that is cut off or something else
-        return "does not decode"
 
 
 def small(image: Image.Image) -> UInt8[np.ndarray, "_h _w 3"]:

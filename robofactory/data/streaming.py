@@ -7,36 +7,54 @@ is kept decides how soon a frame is here, and never which one. All processes of 
 import collections
 import contextlib
 import hashlib
-import io
-import json
 import os
+import re
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
+from pydantic import Field
 
+from robofactory import documents, files
 from robofactory.data import lerobot
-from robofactory.data.episodes import describe, read_episode, read_pictures, require_views
+from robofactory.data.description import (
+    INFO,
+    OWN,
+    DatasetDescription,
+    foreign_kind,
+    import_first,
+    require_views,
+)
+from robofactory.data.episodes import OpenEpisode, read_episode, read_pictures
+from robofactory.documents import Document
 from robofactory.errors import UserError
-from robofactory.files import write_atomically
 from robofactory.shapes import Action, Observation
 
-META = ("info.json", "robofactory.json", "stats.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet")
+META = (INFO, OWN, lerobot.STATS, lerobot.TASKS, lerobot.EPISODES)
+MAX_BYTES = 2**31  # of a file: it is in memory while it is fetched
 SPARE_EPISODES = 16  # on the disk, beside a window: data workers run ahead, and validation looks at others
 SECONDS_BETWEEN_TRIES = (1.0, 5.0, 20.0)
 
 
-@dataclass(frozen=True)
-class OpenEpisode:
-    """What is in memory of an episode: all but its pictures."""
+class Feature(Document):
+    """Statistics of a vector, a number for each dimension."""
 
-    actions: Float32[np.ndarray, "n a"]
-    proprio: Float32[np.ndarray, "n s"]
-    places: Int64[np.ndarray, "n v 2"]
+    min: tuple[float, ...] = ()
+    max: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    q01: tuple[float, ...] = ()
+    q99: tuple[float, ...] = ()
+
+
+class Statistics(Document):
+    """What is used of `meta/stats.json`."""
+
+    action: Feature
+    state: Feature = Field(Feature(), alias="observation.state")
 
 
 class StreamedReader:
@@ -57,20 +75,20 @@ class StreamedReader:
 
     def __init__(self, url: str, views: Sequence[str], cache: Path, window: int):
         self.url, self.views = url.rstrip("/"), tuple(views)
-        meta = {name: self._fetch(f"meta/{name}") for name in META}
+        meta = {name: self._fetch(name) for name in META}
         digest = hashlib.sha256(b"".join(meta.values())).hexdigest()[:12]  # another dataset, other files
-        self.cache, self.num_kept = cache / f"{self.url.rpartition('/')[2]}-{digest}", window + SPARE_EPISODES
-        self.description = describe(json.loads(meta["robofactory.json"]))
+        name = re.sub(r"[^\w.=+-]", "_", self.url.rpartition("/")[2])[-100:]
+        self.cache, self.num_kept = cache / f"{name}-{digest}", window + SPARE_EPISODES
+        self.description = documents.parse_json(meta[OWN], DatasetDescription, f"{self.url}/{OWN}")
         require_views(self.views, self.description, url)
-        episodes = pq.read_table(io.BytesIO(meta[META[-1]]), columns=["length", "tasks"])
-        self.episode_lengths: Int64[np.ndarray, " e"] = lerobot.to_numpy(episodes["length"])
-        self.instructions: list[str] = [tasks[0] for tasks in episodes["tasks"].to_pylist()]
-        names = ("min", "max", "mean", "std", "q01", "q99")
-        statistics = {"observation.state": {name: [] for name in names}} | json.loads(meta["stats.json"])
-        self.statistics = {
-            column: {name: np.array(statistics[column][name], np.float64) for name in names}
-            for column in ("action", "observation.state")
-        }
+        self._tasks = lerobot.read_tasks(f"{self.url}/{lerobot.TASKS}", meta[lerobot.TASKS])
+        table = f"{self.url}/{lerobot.EPISODES}", meta[lerobot.EPISODES]
+        self.episode_lengths: Int64[np.ndarray, " e"]
+        self.instructions: list[str]
+        self.episode_lengths, self.instructions = lerobot.read_episodes(*table)
+        if self.num_episodes == 0:
+            raise UserError(f"{self.url} has no episode")
+        self.statistics = self._read_statistics(meta[lerobot.STATS])
         self._opened: collections.OrderedDict[int, OpenEpisode] = collections.OrderedDict()
 
     @property
@@ -94,21 +112,39 @@ class StreamedReader:
             UserError: the episode cannot be fetched, or its file is broken.
         """
         assert 0 <= index < self.episode_lengths[episode], (episode, index)
-        content = self._open(episode)
-        with open(self._file(episode), "rb", buffering=0) as file:
-            images = read_pictures(file, self.views, content.places[index])
+        content, path = self._open(episode), self._file(episode)
+        with open(path, "rb", buffering=0) as file:
+            where = f"{path}: episode {episode}, frame {index}"
+            images = read_pictures(file, self.views, content.places[index], self.description, where)
         observation = Observation(images, content.proprio[index].copy(), self.instructions[episode])
         return observation, content.actions[index].copy()
 
     def _open(self, episode: int) -> OpenEpisode:
         if episode not in self._opened:
-            table, places = read_episode(self._file(episode), self.description, self.views)
-            actions, proprio = (lerobot.to_vectors(table, name) for name in ("action", "observation.state"))
-            self._opened[episode] = OpenEpisode(actions, proprio, places)
+            path = self._file(episode)
+            content = read_episode(path, episode, self.description, self.views, self._tasks)
+            found = len(content.actions), content.instruction
+            if found != (int(self.episode_lengths[episode]), self.instructions[episode]):
+                raise UserError(f"{path}: episode {episode} has {found[0]} frames and the instruction {found[1]!r}, in {self.url}/{lerobot.EPISODES} it has {self.episode_lengths[episode]} and {self.instructions[episode]!r}")  # fmt: skip
+            self._opened[episode] = content
             if len(self._opened) > self.num_kept:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(episode)
         return self._opened[episode]
+
+    def _read_statistics(self, content: bytes) -> dict[str, dict[str, Float64[np.ndarray, " d"]]]:
+        path, d = f"{self.url}/{lerobot.STATS}", self.description
+        stated = documents.parse_json(content, Statistics, path)
+        features = {"action": (stated.action, d.joint_names), "observation.state": (stated.state, d.names_of_proprio())}
+        statistics = {}
+        for column, (feature, names) in features.items():
+            numbers = {name: np.array(values, np.float64) for name, values in vars(feature).items()}
+            if wrong := [name for name, values in numbers.items() if len(values) != len(names)]:
+                raise UserError(f"{path}: {column}.{wrong[0]} has {len(numbers[wrong[0]])} numbers; {len(names)} are needed")  # fmt: skip
+            if ((numbers["min"] > numbers["max"]) | (numbers["q01"] > numbers["q99"])).any():
+                raise UserError(f"{path}: {column} has a minimum above its maximum")
+            statistics[column] = numbers
+        return statistics
 
     # ----- files
 
@@ -121,7 +157,7 @@ class StreamedReader:
             content = self._fetch(str(path.relative_to(self.cache)))
             try:
                 self._make_room()
-                write_atomically(path, content)
+                files.write_atomically(path, content)
             except OSError as error:
                 raise UserError(f"cannot keep {path}: {error.strerror}; make room, or set a smaller data.stream_window") from None  # fmt: skip
         return path
@@ -138,17 +174,62 @@ class StreamedReader:
     def _fetch(self, name: str) -> bytes:
         """A file's content, after some tries if need be: a network may fail for a while."""
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
 
         for seconds in (*SECONDS_BETWEEN_TRIES, None):
             try:
-                files, directory = url_to_fs(self.url)  # fsspec keeps them, for each process its own
-                return files.cat_file(f"{directory}/{name}")
-            except FileNotFoundError:
-                raise UserError(f"no finished dataset at {self.url}: it has no {name}") from None
-            except (ValueError, ImportError) as error:  # an unknown protocol, or one that needs a package
+                system, directory = url_to_fs(self.url)  # fsspec keeps them, for each process its own
+                if isinstance(system, LocalFileSystem) and system.exists(f"{directory}/{name}"):
+                    files.inside(Path(directory), name, self.url)
+                stated = system.info(f"{directory}/{name}")
+                if stated["type"] != "file" or (stated.get("size") or 0) > MAX_BYTES:
+                    raise UserError(f"{self.url}/{name} is no file of at most {MAX_BYTES:,} bytes")
+                content = system.cat_file(f"{directory}/{name}")
+                assert isinstance(content, bytes)
+                return content
+            except UserError:
+                raise
+            except (FileNotFoundError, NotADirectoryError):
+                raise self._missing(name) from None
+            except (
+                ValueError,
+                ImportError,
+                PermissionError,
+            ) as error:  # an unknown protocol, or one that needs a package
                 raise UserError(f"cannot read {self.url}: {error}") from None
-            except OSError as error:
+            except _network_errors() as error:
                 if seconds is None:
-                    raise UserError(f"cannot read {self.url}/{name} ({error}); check the network, then continue") from None  # fmt: skip
+                    reason = " ".join(str(error).split())[:200] or type(error).__name__
+                    raise UserError(f"cannot read {self.url}/{name} ({reason}); check the network, then continue") from None  # fmt: skip
                 time.sleep(seconds)
         raise AssertionError("the last try returns or raises")
+
+    def _missing(self, name: str) -> UserError:
+        """For a file that is not there: what is there may be a dataset of another format."""
+        from fsspec.core import url_to_fs
+
+        system, directory = url_to_fs(self.url)
+
+        def has(other: str) -> bool:
+            try:
+                return bool(system.exists(f"{directory}/{other}"))
+            except _network_errors():
+                return False
+
+        kind = None if has(OWN) else foreign_kind(self.url, has)
+        if kind is not None:
+            return import_first(self.url, kind)
+        return UserError(f"no finished dataset at {self.url}: it has no {name}")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What a file system raises when its network fails, of those that are in use."""
+    known = {
+        "aiohttp": "ClientError",
+        "azure.core.exceptions": "AzureError",
+        "botocore.exceptions": "BotoCoreError",
+        "gcsfs.retry": "HttpError",
+        "google.auth.exceptions": "GoogleAuthError",
+        "httpx": "HTTPError",
+    }
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in known.items() if module in sys.modules))

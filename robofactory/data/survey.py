@@ -5,17 +5,17 @@ all together a sample of numbers and pictures of a fixed size, so a dataset may 
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
+from robofactory import files
 from robofactory.codec.statistics import METHODS, Statistics, grippers
 from robofactory.data import lerobot
-from robofactory.data.episodes import DatasetDescription, read_finished
+from robofactory.data.description import DatasetDescription, Info, read_finished
 from robofactory.data.pictures import Pictures, look, small
 from robofactory.errors import UserError
 
@@ -74,8 +74,8 @@ class Spread:
         """As the codec takes them; the quantiles are the sample's."""
         q01, q99 = np.quantile(self.sample.astype(np.float64), [0.01, 0.99], axis=0)
         std = np.sqrt(self.squares / self.count)
-        mask = np.array(normalized, dtype=bool)
-        return Statistics(method, self.names, mask, self.min, self.max, self.mean, std, q01, q99, self.count)
+        numbers = {"min": self.min, "max": self.max, "mean": self.mean, "std": std, "q01": q01, "q99": q99}
+        return Statistics.unchecked(numbers, self.count, self.names, method, np.array(normalized, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class EpisodeFacts:
     """What stays of an episode.
 
     problems: where its frames, its file and the dataset's description do not agree on lengths.
-    not_finite: the first such number, in words; None: all are finite.
+    not_finite: the first such number, or timestamp, in words; None: all are finite.
     irregular: the largest distance between two timestamps, or the smallest, in steps of 1 / fps; 1 is regular.
     still: frames whose action is the one before.
     moving, equals_state, equals_next_state: per action dimension, frames whose action is not the one before; those of
@@ -115,7 +115,8 @@ class EpisodeFacts:
 class Survey:
     """A dataset as it is.
 
-    problems: where the description and the files do not agree, beside what the episodes say.
+    missing: which episodes the description has and the files have not, in words; empty where all are there.
+    problems: where else the description and the files do not agree, beside what the episodes say.
     passing: the action dimensions that the codec takes to be in [-1, 1].
     views: whose pictures were looked at.
     pictures: of all episodes, or of some.
@@ -124,6 +125,7 @@ class Survey:
 
     directory: Path
     description: DatasetDescription
+    missing: str
     problems: tuple[str, ...]
     actions: Spread
     state: Spread
@@ -139,8 +141,8 @@ class Survey:
 
     def statistics(self) -> dict[str, Statistics]:
         """The actions' under each normalisation that the codec knows."""
-        first = self.actions.statistics(METHODS[0], [name not in self.passing for name in self.actions.names])
-        return {method: replace(first, method=method) for method in METHODS}
+        normalized = [name not in self.passing for name in self.actions.names]
+        return {method: self.actions.statistics(method, normalized) for method in METHODS}
 
 
 def survey(
@@ -166,10 +168,12 @@ def survey(
     actions, state = (Spread(each) for each in names)
     chosen = tuple(view for view in description.image_sizes if views is None or view in views)
     num_files = _count_files(directory)
-    stated_lengths, instructions = _stated(directory)
+    stated_lengths = lerobot.read_episodes(_meta(directory, lerobot.EPISODES))[0].tolist()
+    tasks = lerobot.read_tasks(_meta(directory, lerobot.TASKS))
     with_pictures = set(_spread(num_files, QUICK_EPISODES if is_quick else num_files))
     in_sheets = set() if is_quick else set(_spread(num_files, SHEET_EPISODES))
-    stride = -(-max(1, info["total_frames"]) // SAMPLE_FRAMES)
+    paths = [lerobot.find_data_file(directory, episode) for episode in range(num_files)]
+    stride = -(-sum(lerobot.open_parquet(path).metadata.num_rows for path in paths) // SAMPLE_FRAMES) or 1
 
     episodes: list[EpisodeFacts] = []
     pictures: dict[int, Pictures] = {}
@@ -178,11 +182,12 @@ def survey(
     first_row = 0
     for episode in progress(range(num_files), num_files):
         keys = [lerobot.image_key(view) for view in chosen] if episode in with_pictures else []
-        columns = [*description.vector_columns(), *lerobot.SCALARS, *keys]
-        table = lerobot.read_parquet(lerobot.data_file(directory, episode), columns)
+        path, columns = paths[episode], [*description.vector_columns(), *lerobot.SCALARS, *keys]
+        table = lerobot.read_parquet(path, columns)
         if len(table) == 0:
-            raise UserError(f"{lerobot.data_file(directory, episode)} has no frame; delete it and record again")
-        acts, states = (lerobot.to_vectors(table, column) for column in ("action", "observation.state"))
+            raise UserError(f"{path} has no frame; delete it and record again")
+        acts = lerobot.to_vectors(table, "action", len(names[0]), path)
+        states = lerobot.to_vectors(table, "observation.state", len(names[1]), path)
         is_finite = np.isfinite(acts).all(1) & np.isfinite(states).all(1)
         actions.add(episode, acts[is_finite])
         state.add(episode, states[is_finite])
@@ -191,24 +196,28 @@ def survey(
         stated = stated_lengths[episode] if episode < len(stated_lengths) else None
         same_names = names[0] == names[1]
         is_joint = state.is_joint
+        frames = {name: lerobot.to_scalars(table, name, path) for name in lerobot.SCALARS}
+        instruction = lerobot.instruction_of(table, tasks, path)
         facts = _episode_facts(
-            episode, table, acts, states, stated, instructions, description.fps, same_names, is_joint
+            episode, frames, acts, states, stated, instruction, description.fps, same_names, is_joint
         )
         episodes.append(facts)
         first_row += facts.length
         if keys:
             rows = np.linspace(0, facts.length - 1, QUICK_FRAMES if is_quick else FRAMES_AN_EPISODE).astype(int)
             moved = _moved(states[:, is_joint], description.fps)
-            images = {view: table[key].combine_chunks().field("bytes") for view, key in zip(chosen, keys, strict=True)}
+            images = {view: lerobot.to_encoded(table, key, path) for view, key in zip(chosen, keys, strict=True)}
             pictures[episode], decoded = look(images, rows, moved, description.image_sizes)
             for view in chosen if episode in in_sheets else []:
                 sheets[view][episode] = [small(image) for image in decoded[view]]
     if not episodes or actions.count == 0:
         raise UserError(f"{directory} has no frame with finite numbers; delete it and record again")
     actions.sample, state.sample = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-    problems = _problems(info, num_files, first_row)
+    missing, problems = _disagreements(info, num_files, first_row)
     passing = tuple(grippers(names[0]) if pass_through is None else pass_through)
-    return Survey(directory, description, problems, actions, state, episodes, passing, chosen, pictures, sheets)
+    return Survey(
+        directory, description, missing, problems, actions, state, episodes, passing, chosen, pictures, sheets
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ what is stated
@@ -216,21 +225,21 @@ def survey(
 
 def _count_files(directory: Path) -> int:
     count = 0
-    while lerobot.data_file(directory, count).is_file():
+    while lerobot.data_file(directory, count).exists():
         count += 1
     return count
 
 
-def _stated(directory: Path) -> tuple[list[int], list[str]]:
-    """What the description says: the length of each episode, and the instruction of each task."""
-    meta = directory / "meta"
-    lengths = lerobot.read_parquet(lerobot.episodes_file(directory), ["length"])["length"].to_pylist()
-    return lengths, lerobot.read_parquet(meta / "tasks.parquet", ["task"])["task"].to_pylist()
+def _meta(directory: Path, name: str) -> Path:
+    return files.inside(directory, name, directory, lerobot.RECORD_AGAIN)
 
 
-def _problems(info: dict, num_files: int, num_frames: int) -> tuple[str, ...]:
-    found = {"episodes": (info["total_episodes"], num_files), "frames": (info["total_frames"], num_frames)}
-    return tuple(
+def _disagreements(info: Info, num_files: int, num_frames: int) -> tuple[str, tuple[str, ...]]:
+    """What is missing, and what else is not as `meta/info.json` says."""
+    if info.total_episodes > num_files:
+        return f"meta/info.json says {info.total_episodes} episodes, there are files of {num_files}", ()
+    found = {"episodes": (info.total_episodes, num_files), "frames": (info.total_frames, num_frames)}
+    return "", tuple(
         f"meta/info.json says {says} {what}, the files hold {has}" for what, (says, has) in found.items() if says != has
     )
 
@@ -245,20 +254,19 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _episode_facts(
     episode: int,
-    table: pa.Table,
+    frames: Mapping[str, np.ndarray],
     actions: Float32[np.ndarray, "n a"],
     state: Float32[np.ndarray, "n s"],
     stated_length: int | None,
-    instructions: Sequence[str],
-    fps: int,
+    instruction: str,
+    fps: int | float,
     same_names: bool,
     is_joint: Bool[np.ndarray, " s"],
 ) -> EpisodeFacts:
     length = len(actions)
-    task = int(table["task_index"][0].as_py())
-    times = lerobot.to_numpy(table["timestamp"]).astype(np.float64)
-    gaps = np.diff(times) * fps
-    with np.errstate(invalid="ignore"):
+    times = frames["timestamp"].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gaps = np.nan_to_num(np.diff(times) * fps, nan=1.0, posinf=1.0, neginf=1.0)  # those are another finding
         step, state_step = np.abs(np.diff(actions, axis=0)), np.abs(np.diff(state, axis=0))
         changes = step > 1e-6  # rad: less is rounding
         equal = np.abs(actions - state)[1:] < 1e-6 if same_names else changes[:, :0]
@@ -268,10 +276,10 @@ def _episode_facts(
     moving = changes if same_names else changes[:, :0]
     return EpisodeFacts(
         length=length,
-        instruction=instructions[task] if 0 <= task < len(instructions) else "",
-        problems=tuple(_length_problems(episode, table, length, stated_length)),
-        not_finite=_first_not_finite(actions, state),
-        irregular=float(gaps[np.argmax(np.abs(gaps - 1.0))]) if length > 1 else 1.0,
+        instruction=instruction,
+        problems=tuple(_length_problems(episode, frames, length, stated_length)),
+        not_finite=_first_not_finite(actions, state, times),
+        irregular=float(gaps[np.argmax(np.abs(gaps - 1.0))]) if len(gaps) else 1.0,
         still=int((step < STILL_PER_S / fps).all(1).sum()),
         moving=moving.sum(0),
         equals_state=(equal & moving).sum(0),
@@ -285,26 +293,31 @@ def _episode_facts(
     )
 
 
-def _length_problems(episode: int, table: pa.Table, length: int, stated: int | None) -> Iterator[str]:
+def _length_problems(episode: int, frames: Mapping[str, np.ndarray], length: int, stated: int | None) -> Iterator[str]:
     if stated is not None and stated != length:
         yield f"episode {episode} has {length} frames in its file, {stated} in meta/episodes"
-    if not np.array_equal(lerobot.to_numpy(table["frame_index"]), np.arange(length)):
+    if not np.array_equal(frames["frame_index"], np.arange(length)):
         yield f"the frame_index of episode {episode} does not count 0, 1, 2, ..."
-    if not (lerobot.to_numpy(table["episode_index"]) == episode).all():
+    if not (frames["episode_index"] == episode).all():
         yield f"frames of episode {episode} say that they are of another one"
 
 
-def _first_not_finite(actions: Float32[np.ndarray, "n a"], state: Float32[np.ndarray, "n s"]) -> str | None:
+def _first_not_finite(
+    actions: Float32[np.ndarray, "n a"], state: Float32[np.ndarray, "n s"], times: Float64[np.ndarray, " n"]
+) -> str | None:
     for what, values in (("action", actions), ("state", state)):
         if not np.isfinite(values).all():
             frame, dim = np.argwhere(~np.isfinite(values))[0]
             return f"{what} dimension {dim} of frame {frame} is {values[frame, dim]}"
+    if not np.isfinite(times).all():
+        frame = int(np.argmin(np.isfinite(times)))
+        return f"the timestamp of frame {frame} is {times[frame]}"
     return None
 
 
-def _moved(state: Float32[np.ndarray, "n s"], fps: int) -> Int64[np.ndarray, " m"]:
+def _moved(state: Float32[np.ndarray, "n s"], fps: int | float) -> Int64[np.ndarray, " m"]:
     """Behind which frames some joint moved, whose measurements these are."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.flatnonzero((np.abs(np.diff(state, axis=0)) > MOVED_PER_S / fps).any(1))
 
 

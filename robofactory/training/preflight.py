@@ -39,12 +39,13 @@ def _labels_decode_to_the_actions(codec: Codec, batch: Batch, actions: Float32[n
     for index, name in enumerate(codec.datasets):
         rows, own = dataset == index, codec.for_dataset(name)
         error = np.abs(own.decode_actions(tokens[rows]) - actions[rows])
-        allowed = own.half_bin * 1.001 + 1e-6
+        rounding = np.finfo(np.float32).eps * np.abs(actions[rows])  # of both sides, which may have a large offset
+        allowed = own.half_bin * 1.001 + 1e-6 + rounding
         if ((error > allowed) & ~own.clipped(actions[rows])).any():
-            worst = int((error / allowed).max(axis=0).argmax())
+            row, worst = np.unravel_index((error / allowed).argmax(), error.shape)
             raise UserError(
                 f"preflight: the labels do not decode back to the actions: dimension {worst} is off by "
-                f"{error[:, worst].max():.4g}, half a bin is {allowed[worst]:.4g}; the statistics are not of {name}"
+                f"{error[row, worst]:.4g}, half a bin is {allowed[row, worst]:.4g}; the statistics are not of {name}"
             )
 
 

@@ -137,7 +137,7 @@ def require_task(task: str, scene_path: Path | None, agent_id: int, num_episodes
 
 def require_same_scene(task: str, scene_path: Path, recipe: RecipeConfig, recorded: list[Path]) -> None:
     """Raises UserError where demonstrations that are there already would not have been recorded in this scene."""
-    from robofactory.data.episodes import require_scene
+    from robofactory.data.description import require_scene
 
     d = recipe.data
     scene = with_pictures(load_task_scene(task, scene_path), d.visual_detail, d.image_width, d.image_height)

@@ -41,6 +41,14 @@ def column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
 
 
+def put_picture(file: Path, view: str, frame: int, data: bytes | None) -> None:
+    """Replace the picture of one frame in an episode's file."""
+    table, name = lerobot.open_parquet(file).read(), lerobot.image_key(view)
+    values = table[name].to_pylist()
+    values[frame] = {"bytes": data, "path": "x.png"}
+    file.write_bytes(lerobot.to_parquet(column(table, name, pa.array(values, lerobot.IMAGE_TYPE))))
+
+
 def filmed_again(files, seed: int) -> list[bytes]:
     """The same pictures with the little that sensors or compression change."""
     random = np.random.default_rng(seed)
@@ -68,6 +76,15 @@ def unreadable_image(table):
     images = table["observation.images.side"].to_pylist()
     cut = [{**each, "bytes": each["bytes"][:200]} for each in images]
     return column(table, "observation.images.side", pa.array(cut, lerobot.IMAGE_TYPE))
+
+
+def missing_episodes(directory: Path) -> Path:
+    """The last one was not copied."""
+    lerobot.data_file(write_sound_dataset(directory), 5).unlink()
+    return directory
+
+
+FAULTS["missing_episodes"] = missing_episodes
 
 
 @of_some_episodes
@@ -171,6 +188,29 @@ def outliers(directory: Path) -> Path:
 
 
 FAULTS["outliers"] = outliers
+
+
+def rare_event(directory: Path) -> Path:
+    """A command that is given once: 98 % of the values are one and the same but for noise."""
+
+    def change(episode: Episode) -> Episode:
+        actions = episode.actions.copy()
+        actions[:, 3] = np.random.default_rng(episode.seed).normal(0.0, 5e-5, len(actions))
+        if episode.seed == BAD[1]:
+            actions[10:12, 3] = 0.14
+        return replace(episode, actions=actions, proprio=episode.proprio * (np.arange(8) != 3).astype(np.float32))
+
+    return write_sound_dataset(directory, num_episodes=10, change=change)
+
+
+FAULTS["rare_event"] = rare_event
+
+
+@of_every_episode
+def noise_only(episode):
+    """A joint that rests, and a sensor that does not know it."""
+    noise = np.random.default_rng(episode.seed).normal(0.5, 1e-6, episode.actions.shape)
+    return replace(episode, actions=np.where(np.arange(8) == 5, noise, episode.actions).astype(np.float32))
 
 
 @of_a_file

@@ -354,7 +354,7 @@ def test_another_scene_or_share_of_noise_is_not_mixed_in(tmp_path):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and no dataset of ours"):
+    with pytest.raises(UserError, match="is not empty and no dataset of RoboFactory"):
         DatasetWriter(tmp_path, description())
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
