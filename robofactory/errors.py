@@ -1,9 +1,12 @@
 """Mistakes that a user can fix, in one line each, and how a command ends. The standard library alone: `--help` needs it."""
 
+import contextlib
 import difflib
 import errno
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any, TextIO
 
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
@@ -23,15 +26,38 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     return f" (did you mean {before + close[0]!r}?)" if close else ""
 
 
-def shown(text: object) -> str:
-    """Text from a file as a terminal may print it: control characters are visible, none is obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+def shown(text: object, keep: str = "") -> str:
+    """Text from a file as a terminal may print it: control characters are visible, none is obeyed.
+
+    Args:
+        keep: those that are left as they are, such as the end of a line.
+    """
+    if (whole := str(text)).isprintable():
+        return whole
+    is_plain = (c.isprintable() or c in keep or unicodedata.category(c) == "Zs" for c in whole)  # Zs: spaces
+    return "".join(
+        c if plain else c.encode("unicode_escape").decode("ascii") for c, plain in zip(whole, is_plain, strict=True)
+    )
+
+
+class Terminal:
+    """A stream that prints what it is given as `shown`, but for the ends of lines: whatever it is, none of it is obeyed."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(shown(text, keep="\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`: what a user can fix prints one line and exits with 2, Ctrl-C exits with 130."""
     try:
-        main()
+        with contextlib.redirect_stdout(Terminal(sys.stdout)):  # type: ignore[type-var]
+            main()
     except (UserError, FileNotFoundError) as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)

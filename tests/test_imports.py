@@ -18,11 +18,11 @@ ALLOWED = {
     "files": set(),
     "documents": {"files"},
     "shapes": set(),
-    "pages": set(),
+    "html": {"files", "documents"},
     "sim": {"config", "shapes"},
     "codec": {"config", "paths", "files", "documents", "shapes"},
     "model": {"config", "paths", "files", "documents", "shapes"},
-    "data": {"codec", "config", "paths", "files", "documents", "pages", "shapes"},
+    "data": {"codec", "config", "paths", "files", "documents", "html", "shapes"},
     "demos": {
         "sim",
         "data.episodes",
@@ -33,10 +33,10 @@ ALLOWED = {
         "shapes",
     },  # policy: whose states the expert relabels
     "checkpoint": {"model", "codec", "config", "paths", "files", "documents"},
-    "training": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "pages", "shapes"},
+    "training": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "html", "shapes"},
     "export": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
-    "evaluation": {"sim", "policy", "config", "paths", "files", "documents", "pages", "shapes"},
+    "evaluation": {"sim", "policy", "config", "paths", "files", "documents", "html", "shapes"},
 }
 BARE = (
     "robofactory.config",

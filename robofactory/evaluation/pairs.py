@@ -12,6 +12,7 @@ from robofactory.evaluation.wording import seeds_in_words
 
 SIGNIFICANT = 0.05
 POWER, Z_POWER = 0.8, 0.8416212335729143  # the usual chance to find what is there; the 80 % point of the normal
+MAX_DEPTH = 20  # of a scene's YAML; those of this project have 5
 CONDITIONS = ("temperature", "simulator", "renderer", "device", "batch_size")  # of the protocol
 
 
@@ -144,16 +145,28 @@ def is_ablation_of(baseline: Evaluation, ablated: Evaluation) -> bool:
     return not like_it.differences(ablated.protocol) and baseline.seeds == ablated.seeds
 
 
-def scene_keys(scene: str) -> dict[str, Any]:
-    """Every value of a scene's YAML under its dotted key."""
-    from omegaconf import OmegaConf
+def scene_keys(scene: str) -> dict[str, str]:
+    """Every value of a scene's YAML under its dotted key, as it is written there.
 
-    def flat(value: Any, key: str) -> dict[str, Any]:
+    Raises:
+        UserError: no YAML, or none that an evaluation writes: with references, or nested deeper than a scene is.
+    """
+    import yaml
+
+    def flat(value: Any, key: str) -> dict[str, str]:
         entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         below = {k: v for name, each in entries for k, v in flat(each, f"{key}.{name}").items()}
         return below if isinstance(value, dict | list) else {key[1:]: value}
 
-    return flat(OmegaConf.to_container(OmegaConf.create(scene)), "")
+    try:
+        depth = 0
+        for event in yaml.parse(scene, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise UserError("the scene of an evaluation is not as one is written; evaluate again")
+        return flat(yaml.load(scene, Loader=yaml.BaseLoader), "")
+    except yaml.YAMLError as error:
+        raise UserError(f"the scene of an evaluation is not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def _is_look(key: str) -> bool:
