@@ -6,7 +6,7 @@ import errno
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from typing import Any
 
 EXIT_INTERRUPTED = 130  # Ctrl-C
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a signal came, everything is saved, and the same command with --resume continues
@@ -43,7 +43,7 @@ def shown(text: object, keep: str = "") -> str:
 class Terminal:
     """A stream that prints what it is given as `shown`, but for the ends of lines: whatever it is, none of it is obeyed."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:

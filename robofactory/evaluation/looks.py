@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, jaxtyped
@@ -70,8 +71,8 @@ def load(path: Path, digest: str) -> Looks | None:
         words = {name: arrays[name].tolist() for name in ("digest", "parts", "views", "names")}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError):
         return None
-    looks = Looks(**{**arrays, **words})
-    return looks if _is_whole(looks) else None
+    kept = {**arrays, **words}
+    return Looks(**kept) if _is_whole(kept) else None
 
 
 def _read_arrays(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -99,25 +100,29 @@ def _read_arrays(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _is_whole(looks: Looks) -> bool:
+def _is_whole(kept: dict[str, Any]) -> bool:
     """Whether shapes, words and numbers go together, so that all of it can be drawn."""
-    arrays = {field: value for field in fields(Looks) if isinstance(value := getattr(looks, field.name), np.ndarray)}
-    with jaxtyped("context"):  # one size for each letter
-        if not all(isinstance(value, field.type) and value.size for field, value in arrays.items()):  # type: ignore
+    arrays = [(field.type, kept[field.name]) for field in fields(Looks) if isinstance(kept[field.name], np.ndarray)]
+    with jaxtyped("context"):  # a letter is one size in all of them
+        if not all(isinstance(array, kind) and array.size for kind, array in arrays):  # type: ignore[arg-type]
             return False
-    counts = looks.attention.shape[2], looks.pictures.shape[1], len(looks.values)
-    for words, count in zip((looks.parts, looks.views, looks.names), counts, strict=True):
-        if not (isinstance(words, list) and len(words) == count and all(isinstance(word, str) for word in words)):
+    counts = {"parts": kept["attention"].shape[2], "views": kept["pictures"].shape[1], "names": len(kept["values"])}
+    for name, count in counts.items():
+        words = kept[name]
+        if not (
+            isinstance(words, list)
+            and all(isinstance(word, str) for word in words)
+            and len(set(words)) == len(words) == count
+        ):
             return False
-    shares = (looks.attention, looks.heat, looks.probabilities)
+    shares = [kept[name] for name in ("attention", "heat", "probabilities")]
     return bool(
-        set(looks.views) <= set(looks.parts)
-        and len(set(looks.parts)) == len(looks.parts)
-        and all(before < after for before, after in pairwise(looks.steps))
-        and set(looks.moments.tolist()) <= set(looks.steps.tolist())
+        set(kept["views"]) <= set(kept["parts"])
+        and all(before < after for before, after in pairwise(kept["steps"]))
+        and set(kept["moments"].tolist()) <= set(kept["steps"].tolist())
         and all(np.isfinite(each).all() and (each >= 0.0).all() for each in shares)
-        and np.isfinite(looks.values).all()
-        and looks.attention.sum(axis=-1).all()
-        and looks.probabilities.max(axis=-1).all()
-        and ((looks.chosen >= 0) & (looks.chosen < looks.values.shape[1])).all()
+        and np.isfinite(kept["values"]).all()
+        and kept["attention"].sum(axis=-1).all()
+        and kept["probabilities"].max(axis=-1).all()
+        and ((kept["chosen"] >= 0) & (kept["chosen"] < kept["values"].shape[1])).all()
     )
