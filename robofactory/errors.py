@@ -40,6 +40,12 @@ def shown(text: object, keep: str = "") -> str:
     )
 
 
+def brief(text: object, most: int = 60) -> str:
+    """As `shown`, cut where a table or a title has no more room."""
+    whole = shown(text)
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
+
 class Terminal:
     """A stream that prints what it is given as `shown`, but for the ends of lines: whatever it is, none of it is obeyed."""
 

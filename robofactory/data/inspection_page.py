@@ -16,7 +16,7 @@ from robofactory.data import lerobot
 from robofactory.data.episodes import decode_png
 from robofactory.data.findings import ERROR, NOTE, WARNING, Finding
 from robofactory.data.survey import Spread, Survey
-from robofactory.errors import shown
+from robofactory.errors import brief, shown
 from robofactory.html import plots
 from robofactory.html.page import render
 
@@ -31,7 +31,7 @@ def as_text(facts: Survey, found: Sequence[Finding]) -> str:
     """For the terminal: what it is, what the bins do to it, what is wrong with it."""
     lines = [f"{facts.directory.name}: {_contents(facts)}", f"  {_cameras_in_words(facts)}"]
     lines += [f'  {count} x "{instruction}"' for instruction, count in _instructions(facts)[:5]]
-    rows = [[shown(cell) for cell in row] for row in (_action_headings(), *_action_rows(facts))]
+    rows = [[brief(cell, 40) for cell in row] for row in (_action_headings(), *_action_rows(facts))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["", *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows), ""]
     for each in found:
@@ -157,7 +157,7 @@ def _draw_dimension(ax: Axes, at: int, values: np.ndarray, statistics: dict[str,
     low, high = drawn.bounds[:, at]
     if not low < high:
         ax.text(0.5, 0.5, f"always {low:.4g}", transform=ax.transAxes, ha="center")
-        ax.set(title=plots.title(drawn.names[at]), yticks=[])
+        ax.set(title=brief(drawn.names[at]), yticks=[])
         return
     edges = low + (BINS.edges + 1.0) / 2.0 * (high - low)
     counts, _ = np.histogram(np.clip(values, low, high), edges)
@@ -168,9 +168,7 @@ def _draw_dimension(ax: Axes, at: int, values: np.ndarray, statistics: dict[str,
         ends, level = each.bounds[:, at], -top * (0.14 + 0.16 * row)
         ax.plot(ends, [level, level], color=f"C{row + 1}", lw=2.5, marker="|", ms=9, label=method, clip_on=False)
     unit = "rad" if drawn.normalized[at] else "passed through"
-    ax.set(
-        title=f"{plots.title(drawn.names[at])} ({unit}), {np.count_nonzero(counts)} of {BINS.num_bins - 1} bins used"
-    )
+    ax.set(title=f"{brief(drawn.names[at])} ({unit}), {np.count_nonzero(counts)} of {BINS.num_bins - 1} bins used")
     ax.set(yticks=[0, top], ylim=(-0.62 * top, 1.05 * top))
     ax.margins(x=0.01)
     if at == 0:

@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from markupsafe import Markup
 from PIL import Image
 
+from robofactory.errors import brief
 from robofactory.evaluation.looks import Looks, load, path_of
 from robofactory.evaluation.results import EpisodeResult, Evaluation
 from robofactory.html.page import render
@@ -153,7 +154,7 @@ def _distributions(looks: Looks, index: int) -> Markup:
             element("path", class_="axis", d=f"M{left} {base}H{right}"),
             element("path", class_="bins", d=bars),
             element("path", class_="chosen", d=f"M{xs[chosen]:.1f} {base + 3}v{2 - row}"),
-            element("text", name, x=0, y=base),
+            element("text", brief(name, 20), x=0, y=base),
             element("text", f"{values[0]:.2f}", x=left - 6, y=base, text_anchor="end"),
             element("text", f"{values[-1]:.2f}", x=right + 6, y=base),
         ]

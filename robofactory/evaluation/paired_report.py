@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from robofactory.errors import UserError, shown
+from robofactory.errors import UserError, brief, shown
 from robofactory.evaluation.ablations import ABLATIONS
 from robofactory.evaluation.pairs import Pairs, is_ablation_of, pair_up
 from robofactory.evaluation.results import SUMMARY, Evaluation, load
@@ -77,7 +77,7 @@ def forest(baseline: Evaluation, ablated: Sequence[Evaluation]) -> Markup:
         drawn.append(element("path", class_="baseline", d=f"M{across(through):.1f} {top}V{bottom}"))
     for index, each in enumerate(rows):
         rate, y = _rate(each), top + row_height * (index + 0.5)
-        drawn.append(element("text", _name(each), x=left - 12, y=y + 4, text_anchor="end"))
+        drawn.append(element("text", brief(_name(each), 34), x=left - 12, y=y + 4, text_anchor="end"))
         if rate["rate"] is not None:
             low, high = (across(bound) for bound in rate["interval_95"])
             drawn.append(element("path", class_="interval", d=f"M{low:.1f} {y:.1f}H{high:.1f}"))

@@ -4,7 +4,6 @@ Figures are made by `Figure`, not by pyplot: nothing of them stays in memory, al
 """
 
 import io
-import textwrap
 import warnings
 from pathlib import Path
 
@@ -14,22 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from robofactory import files
-from robofactory.errors import shown
 
 matplotlib.rcParams["text.parse_math"] = False  # `$` and `^` in an instruction or a joint's name are characters
-TITLE_CHARACTERS = 60
 
 
-def title(text: str) -> str:
-    """A name from a file, as a figure has room for it."""
-    return textwrap.shorten(shown(text), TITLE_CHARACTERS, placeholder="...") or shown(text)[:TITLE_CHARACTERS]
+class _Plain(LogFormatter):
+    """At the ticks that matplotlib would write at; numbers, where it writes formulas."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def use_log_scale(ax: Axes) -> None:
-    """For y; without the formulas that matplotlib writes at the ticks."""
+    """For y."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())
-    ax.yaxis.set_minor_formatter(LogFormatter())
+    ax.yaxis.set_major_formatter(_Plain())
+    ax.yaxis.set_minor_formatter(_Plain())
 
 
 def png(figure: Figure) -> bytes:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from robofactory.config import RecipeConfig
-from robofactory.errors import shown
+from robofactory.errors import brief, shown
 from robofactory.files import write_atomically
 from robofactory.html import plots
 from robofactory.html.curves import points_of, read_metrics
@@ -209,7 +209,9 @@ class Log:
 
     def _draw(self) -> None:
         """Curves and page. They show what is safe already, so a training goes on without them."""
-        lines = read_metrics(self.run / METRICS)
+        lines: list[dict[str, Any]] = []
+        with spared(METRICS, self.message):
+            lines = read_metrics(self.run / METRICS)
         with spared(CURVES, self.message):
             draw_curves(lines, self.run / CURVES)
         if self.newest_open_loop is not None:
@@ -272,7 +274,7 @@ def draw_open_loop(picture: Path, curves: OpenLoop) -> None:
     for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         ax.plot(curves.steps, curves.recorded[:, k], color="0.55", lw=2.5, label="recorded")
         ax.plot(curves.steps, curves.predicted[:, k], color="tab:blue", lw=1.2, marker=".", ms=3, label="predicted")
-        ax.set(title=plots.title(name), xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
+        ax.set(title=brief(name, 36), xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
         ax.grid(alpha=0.3)
     axes[0, 0].legend(frameon=False)
     figure.suptitle(f"held-out episode {curves.episode}: each action predicted from the recorded observation")
@@ -284,7 +286,7 @@ def draw_input_images(picture: Path, views: dict[str, UInt8[np.ndarray, "h w 3"]
     axes = figure.subplots(1, len(views), squeeze=False)
     for ax, (name, image) in zip(axes[0], views.items(), strict=True):
         ax.imshow(image)
-        ax.set_title(f"{plots.title(name)} {image.shape[1]}x{image.shape[0]}")
+        ax.set_title(f"{brief(name)} {image.shape[1]}x{image.shape[0]}")
         ax.axis("off")
     said = textwrap.wrap(shown(instruction), 40 * len(views), max_lines=3, placeholder=" ...")
     figure.supxlabel("\n".join(said), fontsize=10)
