@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import tomllib
 
 import jinja2
 import numpy as np
@@ -25,6 +26,16 @@ def test_what_a_template_is_given_is_escaped_also_in_attributes_and_control_char
     text = environment.from_string("<p title='{{ x }}'>{{ x }}</p>{{ x | upper }}").render(x=HOSTILE)
     assert text.count("<") == 2 and text.count("'") == 2, text
     assert r"\x1b[31m\x00\u202e\udc80" in text and text.encode()
+
+
+def test_every_template_is_installed_with_the_package():
+    project = tomllib.loads((page.PACKAGE.parent / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["robofactory"]
+    installed = {path for pattern in patterns for path in page.PACKAGE.glob(pattern)}
+    used = {"html/page.html", "html/parts.html", "html/page.css", "html/page.js"}
+    for source in page.PACKAGE.rglob("*.py"):
+        used |= set(re.findall(r'"(\w+/\w+\.html)"', source.read_text()))
+    assert len(used) > 10 and {page.PACKAGE / name for name in used} <= installed
 
 
 def test_a_value_that_is_forgotten_is_an_error_not_a_gap():
@@ -58,9 +69,9 @@ def test_a_figure_draws_text_as_text(text):
     """An instruction or a joint's name with `$` in it ended a training."""
     figure = Figure(figsize=(4, 2))
     ax = figure.subplots()
-    ax.plot([0, 1], [0.001, 1000.0], label=text)
+    ax.plot([0, 1], [0.001, 1000.0])
     ax.set(title=text, xlabel=text)
-    ax.legend()
+    ax.legend([text])
     plots.use_log_scale(ax)
     with Image.open(io.BytesIO(plots.png(figure))) as image:
         assert np.asarray(image.convert("L")).min() < 50
