@@ -1,12 +1,15 @@
 """Mistakes that a user can fix, in one line each, and how a command ends. The standard library alone: `--help` needs it."""
 
+import contextlib
 import difflib
 import errno
 import io
 import os
 import select
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from robofactory import interrupts
 from robofactory.interrupts import EXIT_INTERRUPTED
@@ -29,9 +32,37 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     return f" (did you mean {before + close[0]!r}?)" if close else ""
 
 
-def shown(text: object) -> str:
-    """Text from a file as a terminal may print it: control characters are visible, none is obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+def shown(text: object, keep: str = "") -> str:
+    """Text from a file as a terminal may print it: control characters are visible, none is obeyed.
+
+    Args:
+        keep: those that are left as they are, such as the end of a line.
+    """
+    if (whole := str(text)).isprintable():
+        return whole
+    is_plain = (c.isprintable() or c in keep or unicodedata.category(c) == "Zs" for c in whole)  # Zs: spaces
+    return "".join(
+        c if plain else c.encode("unicode_escape").decode("ascii") for c, plain in zip(whole, is_plain, strict=True)
+    )
+
+
+def brief(text: object, most: int = 60) -> str:
+    """As `shown`, cut where a table or a title has no more room."""
+    whole = shown(text)
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
+
+class Terminal:
+    """A stream that prints what it is given as `shown`, but for the ends of lines: whatever it is, none of it is obeyed."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(shown(text, keep="\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def explained(error: OSError) -> str | None:
@@ -54,11 +85,12 @@ def run_command(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            main()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written is known here, not when the interpreter ends
+        with contextlib.redirect_stdout(Terminal(sys.stdout)):  # type: ignore[type-var]
+            try:
+                main()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # what cannot be written is known here, not when the interpreter ends
     except (UserError, FileNotFoundError) as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)

@@ -20,7 +20,7 @@ ALLOWED = {
     "documents": {"files"},
     "processes": set(),
     "shapes": set(),
-    "pages": set(),
+    "html": {"documents", "files"},
     "config": {"files", "settings"},
     "paths": {"config"},
     "arguments": {"config", "paths"},
@@ -28,13 +28,13 @@ ALLOWED = {
     "sim": {"config", "shapes"},
     "codec": CONTRACTS | {"published"},
     "model": CONTRACTS | {"published"},
-    "data": CONTRACTS | {"codec", "pages", "processes"},
+    "data": CONTRACTS | {"codec", "html", "processes"},
     "demos": CONTRACTS | {"sim", "data.episodes", "policy", "processes"},  # policy: whose states the expert relabels
     "checkpoint": CONTRACTS | {"model", "codec"},
-    "training": CONTRACTS | {"data", "model", "codec", "checkpoint", "pages", "processes"},
+    "training": CONTRACTS | {"data", "model", "codec", "checkpoint", "html", "processes"},
     "export": CONTRACTS | {"data", "model", "codec", "checkpoint", "published"},
     "policy": CONTRACTS | {"checkpoint", "codec", "model"},
-    "evaluation": CONTRACTS | {"sim", "policy", "settings", "pages", "processes"},
+    "evaluation": CONTRACTS | {"sim", "policy", "settings", "html", "processes"},
 }
 BARE = (
     "robofactory.arguments",

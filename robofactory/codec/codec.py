@@ -24,7 +24,7 @@ from robofactory.codec.prompt import TOKENIZER_FILE, Prompt, read_published_conf
 from robofactory.codec.statistics import DatasetStatistics, Statistics, require_alike
 from robofactory.codec.stored import FirstCodec, StoredCodec
 from robofactory.config import RecipeConfig
-from robofactory.errors import UserError
+from robofactory.errors import UserError, brief
 from robofactory.files import write_atomically
 from robofactory.paths import find_weights
 from robofactory.shapes import Batch, Observation
@@ -294,13 +294,14 @@ class Codec:
         statistics, half_bin = self.action_statistics, self.half_bin
         error = np.abs(self.decode_actions(self.encode_actions(actions)) - actions).max(axis=0)
         clipped = self.clipped(actions).mean(axis=0)
-        width = max(9, *(len(name) for name in statistics.names))
+        names = [brief(name, 40) for name in statistics.names]
+        width = max(9, *map(len, names))
         bins, count = self.action_tokens.num_bins, statistics.count
         lines = [
             f"actions: {bins} bins a dimension, {statistics.method} of {count} steps; rad, or passed through",
             f"{'dimension':<{width}} {'min':>9} {'max':>9} {'range':>9} {'half bin':>9} {'worst':>9} {'clipped':>8}",
         ]
-        for at, name in enumerate(statistics.names):
+        for at, name in enumerate(names):
             low, high = statistics.min[at], statistics.max[at]
             span = f"{low:9.4f} {high:9.4f} {high - low:9.4f}"
             note = "" if statistics.normalized[at] else "  passes through"

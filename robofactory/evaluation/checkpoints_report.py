@@ -4,16 +4,19 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from robofactory.errors import UserError
-from robofactory.evaluation.page import page
-from robofactory.evaluation.pairs import not_the_same, other_layouts, pair_up
+from robofactory.evaluation.pairs import not_the_same, other_layouts, pair_up, scene_keys
 from robofactory.evaluation.results import SUMMARY, Evaluation, load
 from robofactory.evaluation.wording import number, rate_in_words, seeds_in_words
 from robofactory.files import write_atomically
+from robofactory.html.page import render
+from robofactory.html.svg import drawing, element
 
 COLOURS = ("#2f6bdf", "#15a06a", "#e08a2c", "#8a5cd6", "#12a5bd")  # of the lines, again from the first after these
 
@@ -44,8 +47,9 @@ def lines_of(results: Path) -> tuple[dict[str, list[Point]], list[str]]:
     for summary in sorted(results.glob(f"*/*/{SUMMARY}")):
         try:
             point = Point(summary.parent, load(summary.parent))
+            scene_keys(point.evaluation.protocol.scene)
         except UserError as error:
-            unread.append(str(error))
+            unread.append(f"{summary.parent}: {error}")
             continue
         lines.setdefault(point.evaluation.protocol.title, []).append(point)
     for points in lines.values():
@@ -58,28 +62,26 @@ def lines_of(results: Path) -> tuple[dict[str, list[Point]], list[str]]:
 
 def write_report(results: Path) -> Path:
     """`{results}/report.html` of all evaluations of the policies of these runs."""
-    output = results / "report.html"
-    write_atomically(output, page(results.name, [section(results, results, fewest=1)]))
+    output, parts = results / "report.html", section(results, results, fewest=1)
+    page = render("evaluation/checkpoints.html", eyebrow="evaluation", title=results.name, section=parts)
+    write_atomically(output, page)
     return output
 
 
-def section(results: Path, page_directory: Path, fewest: int) -> str:
+def section(results: Path, page_directory: Path, fewest: int) -> Markup | str:
     """A plot and a table of all checkpoints, as a part of a page in this directory; empty where there are fewer than that."""
     lines, unread = lines_of(results)
     if len({point.name for points in lines.values() for point in points}) < fewest:
         return ""
     notes = [note for points in lines.values() for pair in pairwise(points) for note in _notes(*pair)]
-    notes += unread
-    listed = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
-    timeless = sorted({point.name for points in lines.values() for point in points if point.epoch is None})
-    return (
-        f"<section><h2>Success over checkpoints</h2>{_plot(lines)}"
-        "<p class=note>Dots: success rate on its 95 % interval (Wilson). They are joined where both checkpoints met the same "
-        "layouts (task, scene, step limit, seeds); otherwise the table says what differs."
-        + (f" Not drawn, as no epoch is known of them: {escape(', '.join(timeless))}." if timeless else "")
-        + f"</p>{_table(lines, page_directory)}"
-        + (f"<h3>Not the same, or not to be read</h3><ul class=note>{listed}</ul>" if listed else "")
-        + "</section>"
+    colours = {title: COLOURS[index % len(COLOURS)] for index, title in enumerate(lines)}
+    return render(
+        "evaluation/checkpoints_section.html",
+        plot=_plot(lines, colours),
+        colours=colours,
+        timeless=sorted({point.name for points in lines.values() for point in points if point.epoch is None}),
+        rows=_rows(lines, page_directory),
+        notes=list(dict.fromkeys([*notes, *unread])),
     )
 
 
@@ -112,14 +114,12 @@ def _notes(before: Point, now: Point) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- draw
 
 
-def _table(lines: dict[str, list[Point]], page_directory: Path) -> str:
-    """A row for each evaluation, with a link to the report of its checkpoint."""
-    heads = ("checkpoint", "who drives", "success", "steps in a success", "seeds", "and the checkpoint before it")
+def _rows(lines: dict[str, list[Point]], page_directory: Path) -> list[dict[str, object]]:
+    """One for each evaluation, with a link to the report of its checkpoint."""
     rows = []
     for title, points in lines.items():
         for before, now in zip([None, *points], points, strict=False):
             summary = now.evaluation.summary()
-            link = os.path.relpath(now.directory.parent / "report.html", page_directory)
             played = seeds_in_words(now.evaluation.seeds)
             words = (
                 title,
@@ -128,14 +128,13 @@ def _table(lines: dict[str, list[Point]], page_directory: Path) -> str:
                 played if now.evaluation.is_complete else f"{played}, interrupted",
                 "" if before is None else _compared(before, now),
             )
-            cells = "".join(f"<td>{escape(word)}</td>" for word in words)
-            rows.append(f"<tr><td><a href='{escape(link, quote=True)}'>{escape(now.name)}</a></td>{cells}</tr>")
-    head = "".join(f"<th>{head}</th>" for head in heads)
-    return f"<div class=scroll><table class=checkpoints><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+            link = quote(os.path.relpath(now.directory.parent / "report.html", page_directory))
+            rows.append({"name": now.name, "link": link, "words": words})
+    return rows
 
 
-def _plot(lines: dict[str, list[Point]]) -> str:
-    """An SVG: rates and intervals over epochs; empty where no epoch is known."""
+def _plot(lines: dict[str, list[Point]], colours: dict[str, str]) -> Markup | str:
+    """Rates and intervals over epochs; empty where no epoch is known."""
     drawable = {
         title: [(point.epoch, point) for point in points if point.epoch is not None] for title, points in lines.items()
     }
@@ -152,28 +151,25 @@ def _plot(lines: dict[str, list[Point]]) -> str:
     def y_of(rate: float) -> float:
         return top + (1 - rate) * (height - top - bottom)
 
-    drawn = [f"<svg viewBox='0 0 {width} {height}' role=img aria-label='success over checkpoints'>"]
+    drawn = []
     for percent in range(0, 101, 25):
         y = y_of(percent / 100)
-        drawn.append(f"<path class=grid d='M{left} {y:.1f}H{width - right}'/>")
-        drawn.append(f"<text x={left - 8} y={y + 4:.1f} text-anchor=end>{percent} %</text>")
+        drawn.append(element("path", class_="grid", d=f"M{left} {y:.1f}H{width - right}"))
+        drawn.append(element("text", f"{percent} %", x=left - 8, y=y + 4, text_anchor="end"))
     for epoch in epochs:
-        drawn.append(f"<text x={x_of(epoch):.1f} y={height - 20} text-anchor=middle>{epoch:g}</text>")
-    drawn.append(f"<text x={width - right} y={height - 4} text-anchor=end>epoch of the checkpoint</text>")
-    legend = []
+        drawn.append(element("text", f"{epoch:g}", x=x_of(epoch), y=height - 20, text_anchor="middle"))
+    drawn.append(element("text", "epoch of the checkpoint", x=width - right, y=height - 4, text_anchor="end"))
     for index, (title, points) in enumerate(drawable.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        legend.append(f"<span><b style='background:{colour}'></b>{escape(title)}</span>")
         aside = 7 * (index - (len(drawable) - 1) / 2)  # so that no interval hides another
         at = [(x_of(epoch) + aside, point, point.evaluation.summary()["success"]) for epoch, point in points]
         at = [each for each in at if each[2]["rate"] is not None]  # where every episode crashed, there is no rate
         for (x, point, rate), (next_x, next_point, next_rate) in pairwise(at):
             if other_layouts(point.evaluation, next_point.evaluation) is None:
                 ends = f"M{x:.1f} {y_of(rate['rate']):.1f}L{next_x:.1f} {y_of(next_rate['rate']):.1f}"
-                drawn.append(f"<path class=joined stroke='{colour}' d='{ends}'/>")
+                drawn.append(element("path", class_="joined", stroke=colours[title], d=ends))
         for x, point, rate in at:
             low, high = (y_of(bound) for bound in rate["interval_95"])
-            drawn.append(f"<path class=interval stroke='{colour}' d='M{x:.1f} {low:.1f}V{high:.1f}'/>")
-            said = f"<title>{escape(point.name)}: {escape(rate_in_words(rate))}</title>"
-            drawn.append(f"<circle r=5 fill='{colour}' cx={x:.1f} cy={y_of(rate['rate']):.1f}>{said}</circle>")
-    return f"<figure class='plot checkpoints'>{''.join(drawn)}</svg><p class=parts>{''.join(legend)}</p></figure>"
+            said = element("title", f"{point.name}: {rate_in_words(rate)}")
+            drawn.append(element("path", class_="interval", stroke=colours[title], d=f"M{x:.1f} {low:.1f}V{high:.1f}"))
+            drawn.append(element("circle", said, r=5, fill=colours[title], cx=x, cy=y_of(rate["rate"])))
+    return drawing(width, height, "success over checkpoints", *drawn)

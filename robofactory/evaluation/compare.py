@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from robofactory import arguments as read
-from robofactory.errors import UserError, run_command
+from robofactory.errors import UserError, run_command, shown
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = paired_report.comparison_text(a, b)
     print(f"A: {args.a}\nB: {args.b}")
     for line in pairs.not_the_same(a, b):
-        print(f"note: {line}")
+        print(f"note: {shown(line)}")
     print(text)
     if args.html:
         report.write_report(args.html, [args.a, args.b], [], lead=paired_report.comparison_section(a, b))

@@ -205,6 +205,7 @@ def evaluate(
         results,
         rollout,
     )
+    from robofactory.html.page import spared
     from robofactory.policy import Policies, digest_of_weights
     from robofactory.sim.env import require_gpu_physics
 
@@ -264,15 +265,17 @@ def evaluate(
             directory / ablations.ABLATIONS / ablation.directory,
         )
 
-    # ---- report
-    results_of_runs = root.parent if learned and not args.output else None  # of all checkpoints
-    html = report.write_report_of_root(root, results_of_runs)
+    # ---- report: everything is on the disk, so nothing that is drawn of it can be a reason to fail
     print(f"\n{report.as_text(evaluation)}")
     if compared := paired_report.ablations_of(directory, evaluation):
         print(f"\n{paired_report.as_text(evaluation, compared)}")
-    print(f"\nepisodes, videos: {directory}\nreport: {html}")
+    print(f"\nepisodes, videos: {directory}")
+    results_of_runs = root.parent if learned and not args.output else None  # of all checkpoints
+    with spared("the report", print):
+        print(f"report: {report.write_report_of_root(root, results_of_runs)}")
     if results_of_runs is not None:
-        print(f"over checkpoints: {checkpoints_report.write_report(results_of_runs)}")
+        with spared("the report over checkpoints", print):
+            print(f"over checkpoints: {checkpoints_report.write_report(results_of_runs)}")
 
 
 # --------------------------------------------------------------------------------------------------- who drives whom

@@ -146,7 +146,11 @@ def is_ablation_of(baseline: Evaluation, ablated: Evaluation) -> bool:
 
 
 def scene_keys(scene: str) -> dict[str, Any]:
-    """Every value of a scene's YAML under its dotted key."""
+    """Every value of a scene's YAML under its dotted key.
+
+    Raises:
+        UserError: no YAML, or more than one that an evaluation writes.
+    """
 
     def flat(value: Any, key: str) -> dict[str, Any]:
         entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from robofactory.errors import UserError
+from robofactory.errors import UserError, shown
 from robofactory.evaluation import parallel, workers
 from robofactory.evaluation.results import SUCCESS, SUMMARY, VIDEOS, EpisodeResult, Evaluation, Protocol, load, save
 from robofactory.evaluation.rollout import Plan, Rollout, video_name
@@ -30,7 +30,8 @@ def play(
     at_most = "" if protocol.until is None else f", or until ±{protocol.until:g} points"
     on_gpu = protocol.simulator == "gpu"
     where = f"{protocol.batch_size} at a time on the GPU" if on_gpu else f"in {num_workers} processes"
-    print(f"{protocol.title}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, {where}, into {directory}")
+    title = shown(protocol.title)
+    print(f"{title}: {protocol.num_episodes} episodes of {protocol.task}{at_most}, {where}, into {directory}")
     plan = dataclasses.replace(plan, directory=directory if num_videos else None)
 
     def play_episodes(seeds: Sequence[int]) -> Iterator[EpisodeResult]:
@@ -84,7 +85,7 @@ def play_missing(
     with bar:
         for episode in play_episodes(seeds):
             if not episode.is_judged:
-                tqdm.write(f"seed {episode.seed}, {episode.outcome}: {episode.reason}")
+                tqdm.write(shown(f"seed {episode.seed}, {episode.outcome}: {episode.reason}"))
                 if (directory / video_name(episode.seed)).exists():
                     episode = dataclasses.replace(episode, video=video_name(episode.seed))
             episodes = sorted([*evaluation.episodes, episode], key=lambda episode: episode.seed)

@@ -6,16 +6,22 @@ interrupted evaluation keeps what was complete.
 
 import json
 import math
+import operator
 import platform
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, ConfigDict, Field
+
+from robofactory import documents, files
 from robofactory.config import PACKAGE
+from robofactory.documents import Count, Document, PositiveCount
 from robofactory.errors import UserError
 from robofactory.evaluation.failures import STAGES
 from robofactory.files import write_atomically
@@ -23,7 +29,22 @@ from robofactory.files import write_atomically
 SUCCESS, FAILURE, CRASH, TIME_OUT = "success", "failure", "crash", "timeout"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
 FORMAT_VERSION = 2
+AGAIN = "evaluate again"
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal
+
+# Of what is on disk; other fields are another version's.
+WRITTEN = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", hide_input_in_errors=True)
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Amount = Annotated[float, Field(ge=0.0, le=1e12)]
+
+
+def _one_of(*allowed: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return value
+
+    return AfterValidator(check)
 
 
 @dataclass(frozen=True)
@@ -46,17 +67,19 @@ class EpisodeResult:
     video: path below the evaluation's directory.
     """
 
-    seed: int
-    outcome: str
-    steps: int
-    seconds: float
+    __pydantic_config__ = WRITTEN
+
+    seed: Seed
+    outcome: Annotated[str, _one_of(SUCCESS, FAILURE, CRASH, TIME_OUT)]
+    steps: Count
+    seconds: Amount
     success_robofactory: bool
     phases: list[str]
-    failed_at: list[str]
+    failed_at: list[Annotated[str, _one_of(*STAGES)]]
     reason: str | None
     measures: dict[str, float]
-    policy_ms: float | None
-    passes_per_action: float | None
+    policy_ms: Amount | None
+    passes_per_action: Amount | None
     digest: str
     video: str | None
 
@@ -77,6 +100,8 @@ class Protocol:
     The same protocol on the same machine repeats them to the bit, with the simulator on the CPU.
     """
 
+    __pydantic_config__ = WRITTEN
+
     task: str
     policy: str
     checkpoint: str | None
@@ -84,12 +109,14 @@ class Protocol:
     checkpoints: list[str | None]  # per agent: the directory; None for the expert
     fingerprints: list[str | None]  # per agent: of preprocessing and statistics
     weights: list[str | None]  # per agent: sha256 over the weight files
-    first_seed: int
-    num_episodes: int  # at most, with `until`
-    until: float | None  # stop once the 95 % interval is no wider than this to each side, in points
-    max_steps: int
-    temperature: float
-    batch_size: int  # episodes that the policies answer together; the size changes how sums are rounded
+    first_seed: Seed
+    num_episodes: Count  # at most, with `until`
+    until: (
+        Annotated[float, Field(gt=0.0, le=50.0)] | None
+    )  # stop once the 95 % interval is no wider than this to each side, in points
+    max_steps: PositiveCount
+    temperature: Annotated[float, Field(ge=0.0)]
+    batch_size: PositiveCount  # episodes that the policies answer together; the size changes how sums are rounded
     ablation: str | None  # what `ablations.py` changes in these episodes
     scene: str  # YAML, before the ablation
     simulator: str  # where physics runs, "cpu" or "gpu": contacts are solved otherwise
@@ -127,7 +154,8 @@ class Evaluation:
     @property
     def is_complete(self) -> bool:
         stopped = self.stopped
-        return self.seeds == (list(self.protocol.seeds) if stopped is None else stopped.seeds)
+        expected = self.protocol.seeds if stopped is None else stopped.seeds
+        return len(self.seeds) == len(expected) and all(map(operator.eq, self.seeds, expected))
 
     @property
     def seeds(self) -> list[int]:
@@ -300,24 +328,66 @@ def save(evaluation: Evaluation, directory: Path) -> None:
     )
 
 
+class _Summary(Document):
+    format_version: int
+    protocol: dict[str, Any]
+
+
+class _ThisSummary(Document):
+    protocol: Protocol
+
+
 def load(directory: Path) -> Evaluation:
-    """The inverse of `save`.
+    """The inverse of `save`, of whoever's results.
 
     Raises:
-        UserError: a file is missing, cut short or of another version; the line names it.
+        UserError: a file is missing, cut short, of another version, or says what no evaluation does; the line names it.
     """
-    summary, episodes = _read_json(directory / SUMMARY), _read_json(directory / EPISODES)
-    written = summary.get("format_version")
-    if written != FORMAT_VERSION:
+    summary, episodes = directory / SUMMARY, directory / EPISODES
+    for path in (summary, episodes):
+        if not path.exists():
+            raise UserError(f"no {path.name} in {directory}; it holds no evaluation")
+    text, listed = (files.read_text(path, documents.MAX_BYTES, AGAIN) for path in (summary, episodes))
+    head = documents.parse_json(text, _Summary, str(summary), AGAIN)
+    if head.format_version != FORMAT_VERSION:
         raise UserError(
-            f"{directory / SUMMARY} has format {written}, this version reads {FORMAT_VERSION}; evaluate again"
+            f"{summary} has format {head.format_version}, this version reads {FORMAT_VERSION}; evaluate again"
         )
-    names = {field.name for field in fields(EpisodeResult)}
-    if any(set(episode) != names for episode in episodes) or set(summary["protocol"]) != {
-        f.name for f in fields(Protocol)
-    }:
+    of_episodes = documents.parse_json(listed, list[dict[str, Any]], str(episodes), AGAIN)
+    if set(head.protocol) != _names(Protocol) or any(set(each) != _names(EpisodeResult) for each in of_episodes):
         raise UserError(f"{directory} has other fields than this version writes; evaluate again")
-    return Evaluation(Protocol(**summary["protocol"]), [EpisodeResult(**episode) for episode in episodes])
+    evaluation = Evaluation(
+        documents.parse_json(text, _ThisSummary, str(summary), AGAIN).protocol,
+        documents.parse_json(listed, list[EpisodeResult], str(episodes), AGAIN),
+    )
+    _require_consistent(evaluation, directory)
+    return evaluation
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _require_consistent(evaluation: Evaluation, directory: Path) -> None:
+    """Raises UserError where what is said of agents and seeds does not go together."""
+    protocol, seeds = evaluation.protocol, evaluation.seeds
+    of_agents = {name: len(getattr(protocol, name)) for name in ("drivers", "checkpoints", "fingerprints", "weights")}
+    wrong = None
+    if len(set(of_agents.values())) > 1 or not protocol.drivers:
+        wrong = (
+            f"the protocol is not of one number of agents: {', '.join(f'{n} {name}' for name, n in of_agents.items())}"
+        )
+    for agent, path in enumerate(protocol.checkpoints):
+        if not wrong and path is not None and None in (protocol.fingerprints[agent], protocol.weights[agent]):
+            wrong = f"agent {agent} has a checkpoint without fingerprint or weights"
+    for before, after in pairwise(seeds):
+        if before >= after:
+            wrong = wrong or f"seed {after} comes after {before}; each is there once, in order"
+    for episode in evaluation.episodes:
+        if episode.outcome == FAILURE and len(episode.failed_at) != len(protocol.drivers):
+            wrong = wrong or f"the failure of seed {episode.seed} does not say of each agent where it failed"
+    if wrong:
+        raise UserError(f"{directory}: {wrong}; evaluate again")
 
 
 def _rate(successes: int, trials: int) -> dict[str, Any]:
@@ -335,12 +405,3 @@ def _mean(values: Sequence[float | int]) -> float | None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}; it holds no evaluation") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); evaluate again") from None

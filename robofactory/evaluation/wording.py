@@ -1,7 +1,5 @@
-"""Rates, intervals, numbers and tables, as the terminal and the pages write them."""
+"""Rates, intervals and numbers, as the terminal and the pages write them."""
 
-from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 
@@ -17,7 +15,9 @@ def interval_in_words(rate: dict[str, Any]) -> str:
 
 
 def number(value: float | int | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e9 else f"{value:.3g}"
 
 
 def seeds_in_words(seeds: list[int]) -> str:
@@ -26,10 +26,3 @@ def seeds_in_words(seeds: list[int]) -> str:
         return "none"
     whole = f"{seeds[0]}..{seeds[-1]}"
     return whole if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{whole} ({len(seeds)} of them)"
-
-
-def table_html(heads: Sequence[object], rows: Sequence[Sequence[object]], kind: str = "plain") -> str:
-    """A table of plain words; the first row of it names the columns."""
-    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -12,10 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -23,12 +19,17 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from robofactory.config import RecipeConfig
+from robofactory.errors import brief, shown
+from robofactory.files import write_atomically
+from robofactory.html import plots
+from robofactory.html.curves import points_of, read_metrics
+from robofactory.html.page import spared
 from robofactory.shapes import Batch
 from robofactory.training import distributed
 from robofactory.training.distributed import Topology
 from robofactory.training.guard import Verdict
 from robofactory.training.metrics import Meter, OpenLoop
-from robofactory.training.page import CURVES, INPUT_IMAGES, METRICS, OPEN_LOOP, write_page
+from robofactory.training.page import CURVES, INPUT_IMAGES, METRICS, OPEN_LOOP, PAGE, write_page
 
 # Of a figure of two rows; matplotlib finding them itself takes longer than the drawing.
 MARGINS = {"left": 0.05, "right": 0.99, "top": 0.91, "bottom": 0.08, "wspace": 0.25, "hspace": 0.4}
@@ -36,6 +37,7 @@ SHOWN = {"train_loss": "loss", "action_accuracy": "acc", "action_mae_rad": "mae_
 UPDATES_PER_LINE = 10  # optimizer steps that one line of metrics.jsonl averages over
 SECONDS_BETWEEN_REPORTS = 60.0  # where there is no terminal to draw a bar on
 SECONDS_BETWEEN_DRAWINGS = 120.0  # a drawing takes one or two; the end of a run is drawn in any case
+MOST_JOINTS = 32  # that are drawn of an open loop
 WANDB_ID = "wandb_id"  # a file in the run's directory
 
 
@@ -54,7 +56,7 @@ class Log:
         if topology.is_main:
             run.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(
-                desc=run.name, unit="step", position=bar_position, dynamic_ncols=True, mininterval=1.0,
+                desc=shown(run.name), unit="step", position=bar_position, dynamic_ncols=True, mininterval=1.0,
                 disable=None,  # where there is no terminal
             )  # fmt: skip
             self.tracker = _start_wandb(run, dataclasses.asdict(recipe))
@@ -74,7 +76,7 @@ class Log:
     def state(self) -> dict[str, Any]:
         """What it would need to go on from here. The lines up to here are on the disk when this returns."""
         if self.topology.is_main and (self.run / METRICS).exists():
-            with open(self.run / METRICS, encoding="utf-8") as file:
+            with open(self.run / METRICS, "rb") as file:
                 os.fsync(file.fileno())
         return {"sums": self.sums.tolist(), "grad_norm": self.grad_norm, "count": self.count}
 
@@ -186,8 +188,9 @@ class Log:
     def input_images(self, views: dict[str, UInt8[np.ndarray, "h w 3"]], instruction: str) -> None:
         """`train/input_images`: the views as the model sees them, the instruction below; also a PNG in the run."""
         if self.topology.is_main:
-            draw_input_images(self.run / INPUT_IMAGES, views, instruction)
-            self._track_picture("train/input_images", INPUT_IMAGES)
+            with spared(INPUT_IMAGES, self.message):
+                draw_input_images(self.run / INPUT_IMAGES, views, instruction)
+                self._track_picture("train/input_images", INPUT_IMAGES)
 
     def open_loop(self, curves: OpenLoop) -> None:
         """Predicted against recorded joints of a held-out episode."""
@@ -201,16 +204,22 @@ class Log:
 
     def message(self, text: str) -> None:
         if self.topology.is_main:
-            tqdm.write(text)
+            tqdm.write(shown(text, keep="\n\t"))
             sys.stdout.flush()  # a pipe would keep it for hours
 
     def _draw(self) -> None:
-        lines = read_metrics(self.run / METRICS)
-        draw_curves(lines, self.run / CURVES)
+        """Curves and page. They show what is safe already, so a training goes on without them."""
+        lines: list[dict[str, Any]] = []
+        with spared(METRICS, self.message):
+            lines = read_metrics(self.run / METRICS)
+        with spared(CURVES, self.message):
+            draw_curves(lines, self.run / CURVES)
         if self.newest_open_loop is not None:
-            draw_open_loop(self.run / OPEN_LOOP, self.newest_open_loop)
-            self._track_picture("val/open_loop", OPEN_LOOP)
-        write_page(self.run, lines, self.recipe, self.bar.total)
+            with spared(OPEN_LOOP, self.message):
+                draw_open_loop(self.run / OPEN_LOOP, self.newest_open_loop)
+                self._track_picture("val/open_loop", OPEN_LOOP)
+        with spared(PAGE, self.message):
+            write_page(self.run, lines, self.recipe, self.bar.total)
         self.drawn_at = time.monotonic()
 
     def close(self) -> None:
@@ -229,17 +238,6 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last one that a kill cut off is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
 def draw_curves(lines: list[dict[str, Any]], picture: Path) -> None:
     """Loss, accuracy, error in rad and what else tells how a run goes, over the optimizer steps."""
     panels = {
@@ -250,11 +248,11 @@ def draw_curves(lines: list[dict[str, Any]], picture: Path) -> None:
         "gradient norm": ("grad_norm",),
         "learning rate": ("lr",),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(15, 7), gridspec_kw=MARGINS)
+    figure = Figure(figsize=(15, 7))
+    axes = figure.subplots(2, 3, gridspec_kw=MARGINS)
     for ax, (title, names) in zip(axes.flat, panels.items(), strict=True):
         for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
+            if points := points_of(lines, name):
                 marker = "o" if name.startswith(("val", "open")) else None
                 ax.plot(*zip(*points, strict=True), label=name, marker=marker, ms=3, lw=1.2)
         for line in lines:
@@ -265,47 +263,41 @@ def draw_curves(lines: list[dict[str, Any]], picture: Path) -> None:
         if ax.lines and ax.get_legend_handles_labels()[0]:
             ax.legend(frameon=False)
         if title.startswith(("mean", "gradient")) and ax.get_legend_handles_labels()[0]:
-            ax.set_yscale("log")
-    _save_figure(figure, picture)
+            plots.use_log_scale(ax)
+    plots.save(figure, picture)
 
 
 def draw_open_loop(picture: Path, curves: OpenLoop) -> None:
-    names = curves.joint_names
-    figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(15, 7), squeeze=False, gridspec_kw=MARGINS)
+    names = curves.joint_names[:MOST_JOINTS]
+    figure = Figure(figsize=(15, 7))
+    axes = figure.subplots(2, -(-len(names) // 2), squeeze=False, gridspec_kw=MARGINS)
     for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         ax.plot(curves.steps, curves.recorded[:, k], color="0.55", lw=2.5, label="recorded")
         ax.plot(curves.steps, curves.predicted[:, k], color="tab:blue", lw=1.2, marker=".", ms=3, label="predicted")
-        ax.set(title=name, xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
+        ax.set(title=brief(name, 36), xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
         ax.grid(alpha=0.3)
     axes[0, 0].legend(frameon=False)
     figure.suptitle(f"held-out episode {curves.episode}: each action predicted from the recorded observation")
-    _save_figure(figure, picture)
+    plots.save(figure, picture)
 
 
 def draw_input_images(picture: Path, views: dict[str, UInt8[np.ndarray, "h w 3"]], instruction: str) -> None:
-    figure, axes = plt.subplots(1, len(views), figsize=(3 * len(views), 3.5), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(3 * len(views), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(views), squeeze=False)
     for ax, (name, image) in zip(axes[0], views.items(), strict=True):
         ax.imshow(image)
-        ax.set_title(f"{name} {image.shape[1]}x{image.shape[0]}")
+        ax.set_title(f"{brief(name)} {image.shape[1]}x{image.shape[0]}")
         ax.axis("off")
-    figure.supxlabel("\n".join(textwrap.wrap(instruction, 40 * len(views))), fontsize=10)
-    _save_figure(figure, picture)
-
-
-def _save_figure(figure: Figure, picture: Path) -> None:
-    temporary = picture.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, picture)
+    said = textwrap.wrap(shown(instruction), 40 * len(views), max_lines=3, placeholder=" ...")
+    figure.supxlabel("\n".join(said), fontsize=10)
+    plots.save(figure, picture)
 
 
 def _drop_lines_after(metrics: Path, update: int) -> None:
     """A resumed run repeats the steps after its checkpoint: their first record goes."""
     if metrics.exists():
         kept = [line for line in read_metrics(metrics) if line["step"] <= update]
-        temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
-        os.replace(temporary, metrics)
+        write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _start_wandb(run: Path, config: dict[str, Any]) -> Any | None:
@@ -317,7 +309,7 @@ def _start_wandb(run: Path, config: dict[str, Any]) -> Any | None:
 
     name = run / WANDB_ID
     if not (name.exists() and (run / "latest").exists()):  # without a checkpoint it starts over
-        name.write_text(secrets.token_hex(4), encoding="utf-8", newline="\n")
+        write_atomically(name, secrets.token_hex(4))
     try:
         # A login is in the environment, in netrc or in W&B's own settings.
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")

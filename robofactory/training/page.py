@@ -1,12 +1,11 @@
 """A training run as one HTML file in its directory: opens from disk, no network, no file beside it."""
 
-import html
-import os
 from pathlib import Path
 from typing import Any
 
 from robofactory.config import RecipeConfig, to_yaml
-from robofactory.pages import document, picture, table
+from robofactory.files import write_atomically
+from robofactory.html.page import render
 
 PAGE, METRICS, CURVES = "run.html", "metrics.jsonl", "curves.png"
 INPUT_IMAGES, OPEN_LOOP = "input_images.png", "open_loop.png"
@@ -30,27 +29,23 @@ def write_page(run: Path, lines: list[dict[str, Any]], recipe: RecipeConfig, num
     newest: dict[str, Any] = {}
     for line in lines:
         newest |= line
-    step = newest.get("step", 0)
-    body = [
-        f"<h1>{html.escape(run.name)}</h1>",
-        f"<p>Step {step} of {num_updates}, epoch {newest.get('epoch', 0)}.</p>",
-        table(("newest", ""), [(name, _number(newest[name])) for name in FACTS if name in newest]),
-    ]
     joints = [name.partition("/")[2] for name in newest if name.startswith("val_mae/")]
-    if joints:
-        rows = [(joint, *(_number(newest[f"{column}/{joint}"]) for column in COLUMNS)) for joint in joints]
-        body += ["<h2>Each joint, on held-out episodes</h2>", table(("joint", *COLUMNS.values()), rows)]
-    for file, title in PICTURES.items():
-        if (run / file).is_file():
-            body.append(f"<h2>{title}</h2>{picture(title, (run / file).read_bytes())}")
-    events = [(str(line["step"]), line["event"], line["message"]) for line in lines if "event" in line]
-    if events:
-        body += ["<h2>Events</h2>", table(("step", "event", ""), events)]
-    body.append(f"<h2>Recipe</h2><pre>{html.escape(to_yaml(recipe))}</pre>")
-    temporary = run / f"{PAGE}.tmp"
-    temporary.write_text(document(run.name, body), encoding="utf-8", newline="\n")
-    os.replace(temporary, run / PAGE)
+    page = render(
+        "training/run.html",
+        eyebrow="training",
+        title=run.name,
+        step=newest.get("step", 0),
+        epoch=newest.get("epoch", 0),
+        num_updates=num_updates,
+        facts=[(name, _number(newest[name])) for name in FACTS if name in newest],
+        joint_heads=("joint", *COLUMNS.values()),
+        joints=[(joint, *(_number(newest.get(f"{column}/{joint}")) for column in COLUMNS)) for joint in joints],
+        pictures={title: (run / file).read_bytes() for file, title in PICTURES.items() if (run / file).is_file()},
+        events=[(line["step"], line["event"], line.get("message", "")) for line in lines if "event" in line],
+        recipe=to_yaml(recipe),
+    )
+    write_atomically(run / PAGE, page)
 
 
-def _number(value: float | int) -> str:
-    return f"{value:.4g}"
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
