@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC1090,SC1091,SC2016
+# shellcheck shell=bash disable=SC1090,SC1091,SC2016,SC2034
 # Sourced by train.sh, eval.sh, test.sh, runs/laptop.sh and runs/openvla_7b.sh; or run by itself: bash setup.sh
 #
 #   set_up                     makes .venv with everything in it, and a Vulkan driver if nothing here can render
@@ -9,6 +9,7 @@
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="$root/.venv/bin/python"
+home="${ROBOFACTORY_HOME:-$root/robofactory}" home="${home/#\~\//${HOME:-~}/}" # as `config.home` reads it
 packages_stamp="$root/.venv/set-up"           # holds the key of what is installed
 renderer_stamp="$root/.venv/can-render"       # there once a picture was rendered
 unfinished="$root/.venv/set-up-is-unfinished" # there while packages are being installed

@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 answer_help robofactory.training.train "$@"
 
 # Only recording demonstrations renders: a machine that was given some needs no graphics driver.
-if compgen -G "${ROBOFACTORY_HOME:-$root/robofactory}/data/*_Agent*/meta/info.json" >/dev/null; then
+if compgen -G "$home/data/*_Agent*/meta/info.json" >/dev/null; then
     set_up_without_renderer
 else
     set_up

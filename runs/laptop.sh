@@ -84,6 +84,5 @@ stage "agent 1 beside the expert" "${play[@]}" --partner expert --agent_id 1
 
 printf '\n== all stages, %d min %d s with set-up\n' $((SECONDS / 60)) $((SECONDS % 60))
 cat "$summary"
-home="${ROBOFACTORY_HOME:-$root/robofactory}"
 report="$(find "$home/results/openvla/${task}_$num" -mindepth 2 -name report.html -printf '%T@ %p\n' | sort -n | tail -n 1)"
 printf '\nThe report, with curves and videos: %s\n' "${report#* }"

@@ -104,7 +104,8 @@ def open_dataset(location: str, recipe: RecipeConfig) -> DatasetReader | Streame
 def look_of_pictures(reader: DatasetReader | StreamedReader) -> dict[str, Any]:
     """See `config.look_of`; empty for what comes from no scene of ours."""
     scene_yaml = reader.description.scene_yaml
-    return look_of(from_yaml(SceneConfig, scene_yaml)) if scene_yaml else {}
+    place = reader.directory if isinstance(reader, DatasetReader) else reader.url
+    return look_of(from_yaml(SceneConfig, scene_yaml, f"the scene of {place}")) if scene_yaml else {}
 
 
 def measure(part: "Part", recipe: RecipeConfig) -> DatasetStatistics:

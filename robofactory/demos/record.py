@@ -265,7 +265,7 @@ def relabel(
     readers = [DatasetReader(dataset_dir(task, agent, data_num)) for agent in agents]
     checkpoints = list(find_checkpoints(POLICY, task, agents, "latest", data_num).values())
     return record(
-        from_yaml(SceneConfig, readers[0].description.scene_yaml),
+        from_yaml(SceneConfig, readers[0].description.scene_yaml, f"the scene of {readers[0].directory}"),
         num_episodes,
         noise_share=noise_share,
         workers=workers,

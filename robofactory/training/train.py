@@ -36,7 +36,7 @@ Demonstrations are recorded first when there are none.""",
     parser.add_argument("--policy", default="openvla", choices=["openvla"], help="kind of policy (default: openvla)")
     parser.add_argument("--task", type=arguments.name, help="for instance LiftBarrier-rf")
     agents = parser.add_mutually_exclusive_group()
-    agents.add_argument("--agent_id", type=arguments.whole(0), default=0, help="whose policy to train (default: 0)")
+    agents.add_argument("--agent_id", type=arguments.whole(0), help="whose policy to train (default: 0)")
     agents.add_argument(
         "--all_agents",
         action="store_true",
@@ -55,6 +55,7 @@ Demonstrations are recorded first when there are none.""",
     args = parser.parse_intermixed_args()
     if not (args.task or args.replay):
         parser.error("the following arguments are required: --task")
+    args.agent_id = args.agent_id or 0  # no default: argparse would not know it from --agent_id 0 beside --all_agents
     return args
 
 
