@@ -21,6 +21,13 @@ from robofactory.errors import UserError, explained
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 NOT_THEIRS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # a terminal or a scheduler sends them to the children too
+BECOME = """\
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, as long as nobody handles it
+import sys
+from robofactory.processes import _become
+_become(int(sys.argv[1]), sys.argv[2:])
+"""
 LARGE_BYTES = 1 << 16  # from here on an array does not go through the pipe
 
 
@@ -38,8 +45,7 @@ def end_with(parent: int) -> None:
 
 def attached(command: Sequence[str]) -> list[str]:
     """Arguments of the Python interpreter with which a command ends with this process. To be started by this thread."""
-    become = "import sys; from robofactory.processes import _become; _become(int(sys.argv[1]), sys.argv[2:])"
-    return ["-c", become, str(os.getpid()), *command]
+    return ["-c", BECOME, str(os.getpid()), *command]
 
 
 def _become(parent: int, command: list[str]) -> None:
@@ -76,16 +82,21 @@ class Child:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that its death reads as the end of the pipe
+        util.Finalize(self, _end, (self.process,))  # when nobody knows it any more
 
     def end(self) -> None:
         """Kill it, if it has not ended yet."""
-        self.process.kill()
-        self.process.join()
+        _end(self.process)
 
     def how_it_ended(self) -> str:
         """Once its pipe has come to its end."""
         self.process.join()
         return how_it_ended(self.process.exitcode)
+
+
+def _end(process: Any) -> None:
+    process.kill()
+    process.join()
 
 
 def _begin(parent: int, pipe: Connection, task: Any) -> None:
@@ -156,21 +167,20 @@ class Pool:
             UserError: what one of the processes raised.
             Lost: one of them died, or took too long.
         """
-        source, next_out, done = iter(tasks), self._given, {}
+        source, has_more, next_out, done = iter(tasks), True, self._given, {}
         limit = 2 * self._in_hand * self._num_workers
         try:
             while True:
-                while self._given - next_out < min(limit, most()) and (worker := self._free()) is not None:
+                while has_more and self._given - next_out < min(limit, most()) and (worker := self._free()) is not None:
                     try:
                         worker.give(self._given, next(source))
+                        self._given += 1
                     except StopIteration:
-                        source = iter(())
-                        break
-                    self._given += 1
+                        has_more = False
                 if next_out in done:
                     yield done.pop(next_out)
                     next_out += 1
-                elif next_out < self._given:
+                elif next_out < self._given or (has_more and most() >= 1):  # busy with what was left half way
                     done |= {number: result for number, result in self._receive() if number >= next_out}
                 else:
                     return

@@ -47,8 +47,9 @@ def run(commands: Mapping[str, Sequence[str]], **environment: str) -> None:
             print(
                 f"error: {name} ended: {processes.how_it_ended(code)}{_what_helps(code, len(codes))}", file=sys.stderr
             )
-    if -signal.SIGINT in codes:
-        raise KeyboardInterrupt  # twice: a training then stops at once
+    if len(told) > 1:
+        raise KeyboardInterrupt  # a training then stops at once
+    codes = [EXIT_INTERRUPTED if code == -signal.SIGINT else code for code in codes]
     if told and {*codes} <= {0, EXIT_STOPPED, EXIT_INTERRUPTED}:
         sys.exit(EXIT_STOPPED)
     worst = max(codes, key=lambda code: (code != 0, code != EXIT_STOPPED))

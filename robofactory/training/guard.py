@@ -72,6 +72,18 @@ class Guard:
             reason = f"the loss left its range again after {MAX_ROLLBACKS} returns to a checkpoint at half the learning rate each"  # fmt: skip
         return f"{reason}. See the step again: bash train.sh --replay {directory}; or --resume with a lower training.learning_rate"  # fmt: skip
 
+    def why_no_policy(self, val_loss: float, is_last: bool) -> str | None:
+        """What is wrong with the weights after an epoch, for the user; None: nothing is known to be.
+
+        Args:
+            is_last: training ends here.
+        """
+        if not math.isfinite(val_loss):
+            return f"the loss on held-out episodes is {val_loss}"
+        if is_last and self.skipped_in_a_row:
+            return f"training ends with steps whose loss or gradient were not finite, the last {self.skipped_in_a_row}"
+        return None
+
     def roll_back(self, state: dict[str, Any] | None) -> None:
         """Back to what it knew at a checkpoint; only that it had to go back is not forgotten."""
         rollbacks = self.rollbacks + 1

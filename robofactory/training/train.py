@@ -1,9 +1,11 @@
 """Fine-tune OpenVLA, or train the tiny one from scratch, on the demonstrations of one agent."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,24 +82,38 @@ def main() -> None:
             if "://" not in place and not Path(place).is_dir() and Path(place) not in demonstrations:
                 raise UserError(f"data.datasets: there is no directory {place}")
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
-    if args.config or not all(map(is_recorded, demonstrations)):
-        require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
-    if args.config:
-        require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
-    require_hardware(recipe, args.gpus)
-    for directory in demonstrations:
-        record_if_missing(directory, args)
-    if args.all_agents:
+    runs = [run_dir(args.policy, args.task, agent_id, recipe.data.num_episodes) for agent_id in agents]
+    with owned(runs):
+        if args.config or not all(map(is_recorded, demonstrations)):
+            require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
+        if args.config:
+            require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
+        require_hardware(recipe, args.gpus)
+        for directory in demonstrations:
+            record_if_missing(directory, args)
+        if not args.all_agents and (args.gpus == 1 or "WORLD_SIZE" in os.environ):
+            from robofactory.training import fitting
+
+            with fitting.out_of_memory_explained(recipe):
+                train(args.policy, args.task, args.agent_id, recipe, args.resume, args.bar_position, args.round)
+            return
+    if args.all_agents:  # each of these processes owns its run
         train_all_agents(len(agents))
-    elif args.gpus > 1 and "WORLD_SIZE" not in os.environ:
+    else:
         from robofactory.training import distributed
 
         sys.exit(distributed.launch(args.gpus, "robofactory.training.train", sys.argv[1:]))
-    else:
-        from robofactory.training import fitting
 
-        with fitting.out_of_memory_explained(recipe):
-            train(args.policy, args.task, args.agent_id, recipe, args.resume, args.bar_position, args.round)
+
+@contextlib.contextmanager
+def owned(runs: list[Path]) -> Iterator[None]:
+    """Hold runs for writing; of several processes of a training the main one does."""
+    from robofactory import files
+
+    with contextlib.ExitStack() as ours:
+        for run in runs if os.environ.get("RANK", "0") == "0" else ():
+            ours.enter_context(files.owned(run))
+        yield
 
 
 def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
@@ -350,6 +366,10 @@ def train(
             scores = validate(model, meter, val_batches.validation(), t.soft_target_sigma_bins, topology, stop.agreed)
             if scores is None:  # a signal came meanwhile; after a resume it is validated again
                 save_and_stop()
+            if reason := guard.why_no_policy(scores["val_loss"], is_last=update == last_update):
+                log.event("failed", reason)
+                log.close()
+                distributed.fail(f"{reason}; nothing was saved of it, {run / 'latest'} stays what it was; --resume with a lower training.learning_rate", topology)  # fmt: skip
             validated = update
             is_kept = (epoch + 1) % t.checkpoint_every == 0 or update == last_update
             if is_kept:
@@ -363,6 +383,8 @@ def train(
     log.close()
     if memory and device.type == "cuda":
         log.message(f"{memory}, {torch.cuda.max_memory_allocated() / 1e9:.1f} GB measured")
+    if guard.skipped:
+        log.message(f"skipped {guard.skipped} of {last_update} steps: loss or gradient were not finite")
     log.message(f"trained: {run / 'latest'}; curves in {run / 'curves.png'}, all of it in {run / 'run.html'}")
     distributed.stop()
 

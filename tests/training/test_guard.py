@@ -158,6 +158,41 @@ def test_a_dead_run_stops_with_the_step_saved_and_replay_reproduces_it(run, monk
         replay.run_again(run)
 
 
+@pytest.mark.parametrize(
+    ("updates", "reason"),
+    [
+        ({12, 13}, "ends with steps whose loss or gradient were not finite, the last 2"),
+        ({13}, "not finite, the last 1"),
+    ],
+)
+def test_a_training_that_ends_with_dead_steps_has_not_trained(run, monkeypatch, updates, reason):
+    """It was called "trained", with the last steps skipped: whatever killed them had not been seen to."""
+
+    def break_once(model):
+        handle = model.projector.register_forward_hook(lambda *given: handle.remove() or given[-1] * math.nan)
+
+    poison(monkeypatch, break_once, updates)
+    with pytest.raises(UserError, match=rf"{reason}; .*latest stays what it was; --resume with a lower"):
+        start("training.num_epochs=2")
+    assert (run / "latest").resolve().name == "epoch_1" and not (run / "epoch_2").exists()
+    assert events_of(run)[-1] == (14, "failed")
+
+
+def test_weights_that_break_in_the_last_step_are_not_called_trained(run, monkeypatch):
+    """No later loss of training can tell; that of the held-out episodes does."""
+    step = torch.optim.AdamW.step
+
+    def step_and_break(self, *args, **named):
+        step(self, *args, **named)
+        if (run / "latest").exists():
+            self.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_break)
+    with pytest.raises(UserError, match=r"the loss on held-out episodes is nan; .*latest stays what it was"):
+        start("training.max_steps=8")
+    assert (run / "latest").resolve().name == "epoch_1"
+
+
 def test_a_replay_of_a_step_that_was_fine_gives_its_very_numbers(run, home, recipe, scene, monkeypatch):
     """Otherwise a replay that finds nothing would prove nothing."""
     seen = []

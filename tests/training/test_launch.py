@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.small_runs import NUM_EPISODES, SMALL, TASK, write_dataset
-from robofactory import checkpoint
+from robofactory import checkpoint, files
 from robofactory.errors import EXIT_STOPPED
 from robofactory.paths import dataset_dir, run_dir
+from robofactory.training.log import read_metrics
 
 pytestmark = pytest.mark.slow  # a dozen interpreters start
 
@@ -71,3 +72,30 @@ def test_all_agents_save_and_stop_at_a_signal_to_the_command_alone(home):
     for run in runs:
         update = checkpoint.load_training_state(run / "latest")["update"]
         assert f"stopped at step {update}; --resume continues from {run / f'step_{update}'}" in said
+
+
+def test_all_agents_that_are_killed_leave_no_trainer_and_the_same_command_writes_each_line_once(home):
+    """Its trainings went on, the same command put a second one into each run, and every line of metrics came twice."""
+    write_dataset(dataset_dir(TASK, 1, NUM_EPISODES))
+    runs = [run_dir("openvla", TASK, agent, NUM_EPISODES) for agent in (0, 1)]
+    process = launch("--all_agents", *SMALL, "training.num_epochs=30")
+    wait_for_an_epoch(process, *runs)
+    process.kill()
+    process.communicate(timeout=30)  # until its trainings have closed its pipes
+    process = launch("--all_agents", "--resume", *SMALL, "training.num_epochs=30")
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, said + errors
+    for run in runs:
+        steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "train_loss" in line]
+        assert steps == sorted({*range(10, 211, 10), *range(7, 211, 7)})
+        assert not list(run.parent.glob(".*.lock"))
+
+
+def test_a_second_training_in_a_run_is_refused_before_the_first_library_is_loaded(home):
+    run = run_dir("openvla", TASK, 0, NUM_EPISODES)
+    with files.owned(run):
+        process = launch(*SMALL)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert errors.startswith(f"error: {run} is being written by process {os.getpid()} on")
+    assert not run.exists()
