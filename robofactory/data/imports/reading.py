@@ -27,7 +27,6 @@ def import_episodes(
         UserError: as `episodes` and `DatasetWriter`; the dataset has other episodes; another process writes it.
     """
     with files.owned(directory):
-        _forget_description(directory)
         writer = DatasetWriter(directory, description)
         try:
             if writer.seeds != list(ids[: writer.num_episodes]):
