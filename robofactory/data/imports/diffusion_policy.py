@@ -33,7 +33,7 @@ from robofactory.data.imports.source import (
     instruction_of_task,
     numbered,
 )
-from robofactory.data.imports.zarr_arrays import Array, Store, open_array
+from robofactory.data.imports.zarr_arrays import Array, Store, list_arrays, open_array
 from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES
 
@@ -160,17 +160,15 @@ class DiffusionPolicy(Source):
 
 def _arrays(store: Store) -> tuple[dict[str, Array], dict[str, Unsuitable]]:
     """The arrays under data/, by name, and why those that cannot be read cannot."""
-    names = sorted(store.list("data"))  # a directory has no order
-    if not names:
+    if not store.list("data"):
         raise UserError(f"{store.path} has no data/; is it a Diffusion Policy zarr?")
     arrays: dict[str, Array] = {}
     unread: dict[str, Unsuitable] = {}
-    for name in names:
-        if store.has(f"data/{name}/.zarray") or store.has(f"data/{name}/zarr.json"):
-            try:
-                arrays[name] = open_array(store, f"data/{name}")
-            except Unsuitable as error:
-                unread[name] = error
+    for name in list_arrays(store, "data"):
+        try:
+            arrays[name] = open_array(store, f"data/{name}")
+        except Unsuitable as error:
+            unread[name] = error
     return arrays, unread
 
 

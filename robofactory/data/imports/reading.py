@@ -1,6 +1,7 @@
 """Episodes of a source, read ahead in processes, become a dataset: `import_episodes`."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from robofactory import files
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
 from robofactory.data.imports.frames import to_png
 from robofactory.data.imports.source import Source
-from robofactory.errors import UserError
+from robofactory.errors import UserError, shown
 from robofactory.processes import Lost, Pool
 
 SECONDS_OF_AN_EPISODE = 3600.0  # of reading one: a process that says nothing for so long hangs
@@ -90,6 +91,8 @@ def _read_episode(source: Source, episode: int) -> Episode:
             except UserError as error:
                 place = f" {frame}" if isinstance(frame, Path) else ""
                 raise UserError(f"{name}: view {view}, frame {index}{place}: {error}") from None
+    for note in recording.notes:
+        print(shown(f"warning: {name}: {note}"), file=sys.stderr)
     lengths = {"actions": len(actions), "proprio": len(proprio), **{view: len(files) for view, files in images.items()}}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{name}: " + ", ".join(f"{count} {what}" for what, count in lengths.items()) + "; the lengths do not fit")  # fmt: skip

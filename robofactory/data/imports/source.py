@@ -62,6 +62,7 @@ class Recording:
 
     frames: view -> pictures one after the other, each an array or an encoded picture (see `frames`).
     file: where the episode lies, for messages; None: in the source itself.
+    notes: what the user should know of it, a line each; complete once all frames were taken.
     """
 
     frames: Mapping[str, Iterable[Frame]]
@@ -69,6 +70,7 @@ class Recording:
     proprio: Shaped[np.ndarray, "n s"]
     instruction: str
     file: Path | None = None
+    notes: Sequence[str] = ()
 
 
 class Source(ABC):

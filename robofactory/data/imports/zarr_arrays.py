@@ -84,6 +84,12 @@ class Codec(Document):
     configuration: dict[str, Any] | None = None
 
 
+class Node(Document):
+    """What `zarr.json` says first."""
+
+    node_type: Literal["array", "group"]
+
+
 class Format3(Document):
     """`zarr.json` of an array."""
 
@@ -238,6 +244,25 @@ class Array:
         except (ValueError, OSError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{store.path}: {self.name}: chunk {file} is damaged ({error}); {FETCH_AGAIN}") from None
         return np.frombuffer(content, self.dtype).reshape(self.chunks, order=self.order)
+
+
+def list_arrays(store: Store, folder: str) -> list[str]:
+    """The names of the arrays in a folder, in the order of the alphabet: a directory has none.
+
+    Raises:
+        UserError: there is something whose metadata are missing.
+    """
+    arrays = []
+    for name in sorted(store.list(folder)):
+        place = f"{folder}/{name}"
+        if store.has(f"{place}/.zarray"):
+            arrays.append(name)
+        elif store.has(f"{place}/zarr.json"):
+            if _metadata(store, f"{place}/zarr.json", Node).node_type == "array":
+                arrays.append(name)
+        elif store.list(place) and not store.has(f"{place}/.zgroup"):
+            raise UserError(f"{store.path}: {place} has neither .zarray nor zarr.json; {FETCH_AGAIN}")
+    return arrays
 
 
 def open_array(store: Store, name: str) -> Array:
