@@ -240,16 +240,28 @@ def virtual_of(file: Path) -> h5py.VirtualLayout:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda secret: {"shape": (6, HEIGHT, WIDTH, 3), "dtype": "u1", "external": [(str(secret), 0, 6 * 576)]}, "is kept in another file"),  # fmt: skip
+        (
+            lambda secret: {"shape": (6, HEIGHT, WIDTH, 3), "dtype": "u1", "external": [(str(secret), 0, 6 * 576)]},
+            "is kept in another file",
+        ),
         (lambda secret: {"layout": virtual_of(secret)}, "is kept in another file"),
-        (lambda secret: {"link": h5py.ExternalLink(str(secret), "/secret")}, "is a link; only what is in this file itself"),
+        (
+            lambda secret: {"link": h5py.ExternalLink(str(secret), "/secret")},
+            "is a link; only what is in this file itself",
+        ),
         (lambda secret: {"link": h5py.SoftLink("/traj_1")}, "is a link; only what is in this file itself"),
-        (lambda secret: {"shape": (6, 2**20, 2**20, 3), "dtype": "u1", "chunks": (1, 64, 64, 3)}, "was never written as a"),
+        (
+            lambda secret: {"shape": (6, 2**20, 2**20, 3), "dtype": "u1", "chunks": (1, 64, 64, 3)},
+            "was never written as a",
+        ),
         (lambda secret: {"shape": (6, HEIGHT, WIDTH, 3), "dtype": "u1"}, "was never written as a whole"),
-        (lambda secret: {"data": np.full((6, HEIGHT), b"text", object), "dtype": h5py.string_dtype()}, "needed: numbers"),
+        (
+            lambda secret: {"data": np.full((6, HEIGHT), b"text", object), "dtype": h5py.string_dtype()},
+            "needed: numbers",
+        ),
     ],
     ids=["external storage", "virtual", "external link", "soft link", "terabytes", "unwritten", "texts"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", [PLACE, "traj_4/obs/agent/panda-0/qpos"])
 def test_nothing_but_what_is_in_the_file_itself_is_read(run_import, tmp_path, options, message, name):
     """A dataset that was stored in a local file was in the imported pictures."""
@@ -285,7 +297,10 @@ def test_a_camera_without_colours_is_named(run_import, tmp_path, capsys):
         camera.move("rgb", "depth")
     reader = run_import("maniskill", path, task="LiftBarrier-rf")
     assert reader.views == ("side",)
-    assert "'head_camera_global' is no camera that can be imported, and left out: it has depth, and no rgb or Color" in capsys.readouterr().err  # fmt: skip
+    assert (
+        "'head_camera_global' is no camera that can be imported, and left out: it has depth, and no rgb or Color"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
