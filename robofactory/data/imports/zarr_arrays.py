@@ -32,7 +32,7 @@ from robofactory.errors import UserError
 try:
     import numcodecs.blosc
 except ImportError:
-    raise needs("zarr") from None
+    raise needs("numcodecs") from None
 
 MAX_METADATA_BYTES = 1_000_000  # of an array
 MAX_CHUNK_BYTES = 512_000_000  # unpacked, and so many that are read at once
