@@ -33,12 +33,13 @@ from robofactory.data.imports.source import (
     instruction_of_task,
     numbered,
 )
-from robofactory.data.imports.zarr_arrays import Array, Store, open_array
+from robofactory.data.imports.zarr_arrays import Array, Store, list_arrays, open_array
 from robofactory.errors import UserError
 from robofactory.shapes import JOINT_NAMES
 
 CONTROL_FREQ_HZ = 20  # RoboFactory's; the format does not say
 GLOBAL_CAMERA = "head_camera_global"
+MOST_EPISODES = 1_000_000
 ENDS = "meta/episode_ends"
 
 
@@ -77,15 +78,14 @@ class DiffusionPolicy(Source):
             self.action_names = JOINT_NAMES  # what RoboFactory's eight are
         self.proprio_names = choose_vectors(self._proprio_keys, vectors, "proprio", path)
         self._vectors = {name: arrays[name] for name in (*self._action_keys, *self._proprio_keys)}
-        with Store(path) as store:
-            for array in self._vectors.values():
-                array.require_chunks(store)
-            copies = [
-                f"{key} is a copy of {action}"
-                for key in self._proprio_keys
-                for action in self._action_keys
-                if _are_equal(store, arrays[key], arrays[action])
-            ]
+        for array in self._vectors.values():
+            self._require_chunks((path, array))
+        copies = [
+            f"{key} is a copy of {action}"
+            for key in self._proprio_keys
+            for action in self._action_keys
+            if self._are_equal(arrays[key], arrays[action])
+        ]
         if copies and options.proprio_keys is not None:
             raise UserError(f"{path}: {copies[0]}, no measurement; omit --proprio_key")
         if copies:
@@ -93,7 +93,7 @@ class DiffusionPolicy(Source):
             notes.append(f"{copies[0]}, no measurement: imported without proprio (train with model.use_proprio=false)")
 
     def _choose_cameras(
-        self, arrays: dict[str, Array], unread: dict[str, UserError], options: Options, notes: list[str]
+        self, arrays: dict[str, Array], unread: dict[str, Unsuitable], options: Options, notes: list[str]
     ) -> None:
         named = (options.cameras or {}).values()  # then a camera may also be what could be depth
         places = {name: (self.path, array) for name, array in arrays.items() if _is_camera(array, name in named)}
@@ -105,7 +105,7 @@ class DiffusionPolicy(Source):
                 places[GLOBAL_CAMERA] = (beside, open_array(store, "data/head_camera"))
             if places[GLOBAL_CAMERA][1].shape[0] != self._ends[-1]:
                 raise UserError(f"{beside}: head_camera has other frames than its episodes; it is incomplete")
-        unsuitable = {name: str(error) for name, error in unread.items() if name in named}
+        unsuitable = {name: str(error) for name, error in unread.items()}
         whites: dict[str, float | None] = {}
         for name, place in places.items():
             try:
@@ -118,11 +118,26 @@ class DiffusionPolicy(Source):
         self.whites = {view: whites[name] for view, name in self.cameras.items()}
         self._places = {view: places[name] for view, name in self.cameras.items()}
         self.image_sizes = {view: size_of(array.shape[1:]) for view, (_, array) in self._places.items()}
-        for view, (path, array) in self._places.items():
-            with Store(path) as store:
-                array.require_chunks(store)
-            if num_channels(array.shape[1:]) == 1:
+        for view, place in self._places.items():
+            self._require_chunks(place)
+            if num_channels(place[1].shape[1:]) == 1:
                 notes.append(f"camera {self.cameras[view]!r} is grey: its channel becomes red, green and blue")
+
+    def _require_chunks(self, place: tuple[Path, Array]) -> None:
+        path, array = place
+        with Store(path) as store:
+            for episode in self.episode_ids:
+                try:
+                    array.require_chunks(store, self._starts[episode], self._ends[episode])
+                except UserError as error:
+                    raise UserError(f"{error}; add --skip {episode} to leave its episode out") from None
+
+    def _are_equal(self, one: Array, other: Array) -> bool:
+        with Store(self.path) as store:
+            return one.shape == other.shape and all(
+                np.array_equal(one.read(store, *rows), other.read(store, *rows))
+                for rows in ((self._starts[episode], self._ends[episode]) for episode in self.episode_ids)
+            )
 
     def read(self, episode: int) -> Recording:
         start, stop = self._starts[episode], self._ends[episode]
@@ -143,19 +158,17 @@ class DiffusionPolicy(Source):
                 yield from block
 
 
-def _arrays(store: Store) -> tuple[dict[str, Array], dict[str, UserError]]:
-    """The arrays under data/, by name, and what is wrong with those that cannot be read."""
-    names = sorted(store.list("data"))  # a directory has no order
-    if not names:
+def _arrays(store: Store) -> tuple[dict[str, Array], dict[str, Unsuitable]]:
+    """The arrays under data/, by name, and why those that cannot be read cannot."""
+    if not store.list("data"):
         raise UserError(f"{store.path} has no data/; is it a Diffusion Policy zarr?")
     arrays: dict[str, Array] = {}
-    unread: dict[str, UserError] = {}
-    for name in names:
-        if store.has(f"data/{name}/.zarray") or store.has(f"data/{name}/zarr.json"):
-            try:
-                arrays[name] = open_array(store, f"data/{name}")
-            except UserError as error:
-                unread[name] = error
+    unread: dict[str, Unsuitable] = {}
+    for name in list_arrays(store, "data"):
+        try:
+            arrays[name] = open_array(store, f"data/{name}")
+        except Unsuitable as error:
+            unread[name] = error
     return arrays, unread
 
 
@@ -163,9 +176,9 @@ def _ends(store: Store) -> Int64[np.ndarray, " e"]:
     if not store.list(ENDS):
         raise UserError(f"{store.path} has no {ENDS}; is it a Diffusion Policy zarr?")
     array = open_array(store, ENDS)
-    if array.ndim != 1 or array.shape[0] == 0:
+    if array.ndim != 1 or not 0 < array.shape[0] <= MOST_EPISODES:
         raise UserError(f"{store.path}: {ENDS} has the shape {list(array.shape)}; needed: a number for each episode")
-    array.require_chunks(store)
+    array.require_chunks(store, 0, array.shape[0])
     values = array.read(store, 0, array.shape[0])
     with np.errstate(invalid="ignore"):  # NaN, found by the next line
         ends = values.astype(np.int64)
@@ -182,20 +195,6 @@ def _is_camera(array: Array, is_named: bool) -> bool:
         return False
     is_coloured = array.ndim == 4 and num_channels(array.shape[1:]) in (3, 4) and min(array.shape[2:]) >= 3
     return is_named or is_coloured or array.dtype == np.uint8
-
-
-def _are_equal(store: Store, one: Array, other: Array) -> bool:
-    if one.shape != other.shape:
-        return False
-    return all(
-        np.array_equal(one.read(store, start, stop), other.read(store, start, stop))
-        for start, stop in _pieces(one.shape[0], one.chunks[0])
-    )
-
-
-def _pieces(length: int, at_once: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, at_once):
-        yield start, min(start + at_once, length)
 
 
 def _global_beside(path: Path) -> Path | None:

@@ -167,6 +167,8 @@ def to_rgb(frame: Shaped[np.ndarray, "..."], white: float | None = None) -> UInt
         if not (np.isfinite(frame).all() and -SLACK * white <= frame.min() and frame.max() <= white * (1.0 + SLACK)):
             raise UserError(f"its values are from {frame.min():g} to {frame.max():g}; in this camera 0 is black and {white:g} is white")  # fmt: skip
         pixels = np.rint(np.clip(pixels, 0.0, white) * (255.0 / white)).astype(np.uint8)
-    elif frame.dtype != np.uint8:
-        raise UserError(f"it is {frame.dtype} {list(frame.shape)}; needed: uint8, or float in 0..1 or 0..255")
+    elif frame.dtype != np.uint8 or white is not None:
+        raise UserError(
+            f"it is {frame.dtype} {list(frame.shape)}; needed: {'uint8' if white is None else 'float'}, as in the first episode"
+        )
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]

@@ -101,7 +101,8 @@ class ManiSkill(Source):
             self._agent = _choose_agent(first, options.agent_id, self.path)
             action_dim = hdf5.find_dataset(first, self._actions_key, num_axes=2).shape[1]
             self._choose_cameras(first, options, notes)
-            vectors = {key: _names(key, first[data].shape[1]) for key, data in self._vector_keys(first).items()}
+            places = self._find_vectors(first)
+            vectors = {key: _names(key, first[place].shape[1]) for key, place in places.items()}
 
         modes = sorted({e.control_mode or CONTROL_MODE for e in recorded})
         is_panda = modes == [CONTROL_MODE] and action_dim == len(JOINT_NAMES)
@@ -112,6 +113,7 @@ class ManiSkill(Source):
         if self._proprio_keys == NONE:
             self._proprio_keys = ()
         self.proprio_names = choose_vectors(self._proprio_keys, vectors, "proprio", self.path)
+        self._measured = {key: places[key] for key in self._proprio_keys}
         if self._agent is not None:
             self.robot_type = re.sub(r"-\d+$", "", self._agent)
         if modes != [CONTROL_MODE]:
@@ -161,10 +163,7 @@ class ManiSkill(Source):
             data = hdf5.find_dataset(trajectory, self._actions_key, num_axes=2)
             actions = hdf5.read(data, 0, len(data))
             parts = []
-            for key in self._proprio_keys:
-                place = self._vector_keys(trajectory).get(key)
-                if place is None:
-                    raise UserError(f"{self.path}: episode {episode} has no {key}, the first has")
+            for key, place in self._measured.items():
                 measured = hdf5.find_dataset(trajectory, place, num_axes=2)
                 _require_length(measured, len(actions))
                 parts.append(_values(key, hdf5.read(measured, 0, len(actions))))
@@ -185,7 +184,7 @@ class ManiSkill(Source):
     def _actions_key(self) -> str:
         return "actions" if self._agent is None else f"actions/{self._agent}"
 
-    def _vector_keys(self, trajectory: Any) -> dict[str, str]:
+    def _find_vectors(self, trajectory: Any) -> dict[str, str]:
         """What this agent measured: short name -> place in the trajectory."""
         agent = "obs/agent" if self._agent is None else f"obs/agent/{self._agent}"
         found = {}

@@ -1,6 +1,7 @@
 """Episodes of a source, read ahead in processes, become a dataset: `import_episodes`."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,6 @@ def import_episodes(
         UserError: as `episodes` and `DatasetWriter`; the dataset has other episodes; another process writes it.
     """
     with files.owned(directory):
-        _forget_description(directory)
         writer = DatasetWriter(directory, description)
         try:
             if writer.seeds != list(ids[: writer.num_episodes]):

@@ -177,7 +177,9 @@ def choose_cameras(
             for view, name in options.cameras.items()
         }
     known = {name.format(agent=options.agent_id): view for view, names in KNOWN_CAMERAS.items() for name in names}
-    notes += [f"camera {name!r} is left out: {reason}" for name, reason in unsuitable.items()]
+    notes += [
+        f"{name!r} is no camera that can be imported, and left out: {reason}" for name, reason in unsuitable.items()
+    ]
     views: dict[str, str] = {}
     for name in available:
         short = re.split(r"[./]", name)[-1]

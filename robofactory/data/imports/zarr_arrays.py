@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from pydantic import Field
 
 from robofactory import files
+from robofactory.data.imports.frames import Unsuitable
 from robofactory.data.imports.source import FETCH_AGAIN, needs
 from robofactory.documents import Count, Document, PositiveCount, parse_json
 from robofactory.errors import UserError
@@ -31,7 +32,7 @@ from robofactory.errors import UserError
 try:
     import numcodecs.blosc
 except ImportError:
-    raise needs("zarr") from None
+    raise needs("numcodecs") from None
 
 MAX_METADATA_BYTES = 1_000_000  # of an array
 MAX_CHUNK_BYTES = 512_000_000  # unpacked, and so many that are read at once
@@ -53,7 +54,7 @@ class Format2(Document):
     zarr_format: Literal[2]
     shape: Annotated[list[Count], Field(max_length=8)]
     chunks: Chunks
-    dtype: str
+    dtype: str | list[Any]
     compressor: Compressor | None
     filters: list[Compressor] | None = None
     order: Literal["C", "F"] = "C"
@@ -83,13 +84,19 @@ class Codec(Document):
     configuration: dict[str, Any] | None = None
 
 
+class Node(Document):
+    """What `zarr.json` says first."""
+
+    node_type: Literal["array", "group"]
+
+
 class Format3(Document):
     """`zarr.json` of an array."""
 
     zarr_format: Literal[3]
     node_type: Literal["array"]
     shape: Annotated[list[Count], Field(max_length=8)]
-    data_type: str
+    data_type: str | dict[str, Any]
     chunk_grid: ChunkGrid
     chunk_key_encoding: KeyEncoding
     codecs: list[Codec]
@@ -190,10 +197,9 @@ class Array:
     def chunk_bytes(self) -> int:
         return math.prod(self.chunks) * self.dtype.itemsize
 
-    def require_chunks(self, store: Store) -> None:
-        """Raises UserError unless all chunks are there."""
-        counts = [range(-(-size // chunk)) for size, chunk in zip(self.shape, self.chunks, strict=True)]
-        for index in itertools.product(*counts):
+    def require_chunks(self, store: Store, start: int, stop: int) -> None:
+        """Raises UserError unless all chunks of these rows are there."""
+        for index in itertools.product(*self._touched([(start, stop), *((0, size) for size in self.shape[1:])])):
             if not store.has(self._file(index)):
                 raise UserError(f"{store.path}: {self.name} has no chunk {self._file(index)}; {MISSING}")
 
@@ -209,8 +215,7 @@ class Array:
         if (stop - start) * self.row_bytes > MAX_CHUNK_BYTES:
             raise UserError(f"{store.path}: {self.name} has more than {MAX_CHUNK_BYTES:,} bytes in one episode")
         values = np.empty([last - first for first, last in ranges], self.dtype.newbyteorder("="))
-        touched = [range(a // size, -(-b // size)) for (a, b), size in zip(ranges, self.chunks, strict=True)]
-        for index in itertools.product(*touched):
+        for index in itertools.product(*self._touched(ranges)):
             chunk = self._chunk(store, index)
             to, of = [], []
             for at, size, (first, last) in zip(index, self.chunks, ranges, strict=True):
@@ -219,6 +224,10 @@ class Array:
                 of.append(slice(begin - at * size, end - at * size))
             values[tuple(to)] = chunk[tuple(of)]
         return values
+
+    def _touched(self, ranges: Sequence[tuple[int, int]]) -> list[range]:
+        """Of each axis, the numbers of the chunks that lie in these ranges."""
+        return [range(a // size, -(-b // size)) for (a, b), size in zip(ranges, self.chunks, strict=True)]
 
     def _file(self, index: Sequence[int]) -> str:
         return self.prefix + (self.separator.join(map(str, index)))
@@ -237,11 +246,31 @@ class Array:
         return np.frombuffer(content, self.dtype).reshape(self.chunks, order=self.order)
 
 
+def list_arrays(store: Store, folder: str) -> list[str]:
+    """The names of the arrays in a folder, in the order of the alphabet: a directory has none.
+
+    Raises:
+        UserError: there is something whose metadata are missing.
+    """
+    arrays = []
+    for name in sorted(store.list(folder)):
+        place = f"{folder}/{name}"
+        if store.has(f"{place}/.zarray"):
+            arrays.append(name)
+        elif store.has(f"{place}/zarr.json"):
+            if _metadata(store, f"{place}/zarr.json", Node).node_type == "array":
+                arrays.append(name)
+        elif store.list(place) and not store.has(f"{place}/.zgroup"):
+            raise UserError(f"{store.path}: {place} has neither .zarray nor zarr.json; {FETCH_AGAIN}")
+    return arrays
+
+
 def open_array(store: Store, name: str) -> Array:
     """An array of numbers.
 
     Raises:
-        UserError: there is none of this name, or one that is not read.
+        UserError: there is none of this name, or what it says of itself is damaged.
+        Unsuitable: its values are no numbers, or packed in a way that is not read.
     """
     if store.has(f"{name}/.zarray"):
         array = _from_format_2(name, _metadata(store, f"{name}/.zarray", Format2))
@@ -258,7 +287,7 @@ def open_array(store: Store, name: str) -> Array:
         )
     for compressor in array.compressors:
         if compressor not in DECOMPRESSORS:
-            raise UserError(f"{source} is packed by {compressor!r}; {', '.join(DECOMPRESSORS)} can be read")
+            raise Unsuitable(f"{source} is packed by {compressor!r}; {', '.join(DECOMPRESSORS)} can be read")
     return array
 
 
@@ -299,14 +328,14 @@ def _from_format_3(name: str, meta: Format3) -> Array:
     )
 
 
-def _dtype(name: str, text: str) -> np.dtype:
-    """Raises UserError unless it is one of numbers, with its size."""
+def _dtype(name: str, text: str | list[Any] | dict[str, Any]) -> np.dtype:
+    """Raises Unsuitable unless it is one of numbers, with its size."""
     try:
-        dtype = np.dtype(text)
+        dtype = np.dtype(text) if isinstance(text, str) else None
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in KINDS or dtype.shape or dtype.itemsize > 8:
-        raise UserError(f"{name} has values of type {text!r}; needed: {', '.join(KINDS.values())}")
+        raise Unsuitable(f"{name} has values of type {text!r}; needed: {', '.join(KINDS.values())}")
     return dtype
 
 

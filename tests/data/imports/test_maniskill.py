@@ -149,3 +149,195 @@ def test_episodes_unlike_the_first_are_refused(run_import, tmp_path):
         file["traj_4/actions/panda-1"] = np.zeros((40, 7), np.float32)
     with pytest.raises(UserError, match="episode 4: its action has 7 dimensions, that of the first has 8"):
         run_import("maniskill", path, task="LiftBarrier-rf", agent=1)
+
+
+# ------------------------------------------------------------------------------------------------------- what others wrote
+
+
+def change_json(path: Path, change) -> None:
+    file = path.with_suffix(".json")
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("episodes"), "key 'episodes' is missing"),
+        (lambda c: c.update(episodes=None), "key 'episodes' is null; needed: a valid array"),
+        (lambda c: c.update(episodes=[]), "has no successful episode of 0"),
+        (
+            lambda c: c["episodes"][0].update(success="false"),
+            r"key 'episodes\.0\.success' is \"false\"; needed: a valid b",
+        ),
+        (
+            lambda c: c["episodes"][0].update(success=None),
+            r"key 'episodes\.0\.success' is null; needed: a valid boolean",
+        ),
+        (
+            lambda c: c["episodes"][0].update(episode_id="0"),
+            r"key 'episodes\.0\.episode_id' is \"0\"; needed: a valid in",
+        ),
+        (
+            lambda c: c["episodes"][0].update(episode_id=-1),
+            r"key 'episodes\.0\.episode_id' is -1; needed: greater than",
+        ),
+        (lambda c: c["episodes"][2].update(episode_id=0), r"demo\.json lists episode 0 2 times"),
+        (
+            lambda c: c["episodes"][0].update(control_mode=7),
+            r"key 'episodes\.0\.control_mode' is 7; needed: a valid st",
+        ),
+        (
+            lambda c: c["env_info"].update(env_kwargs={"sim_config": {"control_freq": 0}}),
+            "is 0; needed: greater than 0",
+        ),
+        (lambda c: c["env_info"].update(env_kwargs={"sim_config": {"control_freq": 1e6}}), "1e.06 frames per second"),
+    ],
+)
+def test_a_json_that_is_damaged_is_one_line_that_names_the_key(run_import, tmp_path, change, message):
+    path = write(tmp_path / "demo.h5")
+    change_json(path, change)
+    with pytest.raises(UserError, match=message) as caught:
+        run_import("maniskill", path, task="LiftBarrier-rf")
+    assert "\n" not in str(caught.value) and not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("env_info", [None, {}, {"env_kwargs": None}, {"env_kwargs": {"sim_config": None}}])
+def test_a_json_that_says_nothing_of_the_simulation_is_at_20_hz(run_import, tmp_path, env_info):
+    path = write(tmp_path / "demo.h5")
+    change_json(path, lambda content: content.update(env_info=env_info))
+    assert run_import("maniskill", path, task="LiftBarrier-rf").description.fps == 20
+
+
+def test_trajectories_that_the_json_does_not_list_are_said(run_import, tmp_path, capsys):
+    path = write(tmp_path / "demo.h5")
+    change_json(path, lambda content: content["episodes"].pop(1))
+    run_import("maniskill", path, task="LiftBarrier-rf")
+    assert "1 trajectories that its .json does not list are left out (traj_1, ...)" in capsys.readouterr().err
+
+
+PLACE = "traj_0/obs/sensor_data/head_camera_agent0/rgb"
+
+
+def put(path: Path, name: str, **options) -> None:
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if "link" in options:
+            file[name] = options["link"]
+        elif "layout" in options:
+            file.create_virtual_dataset(name, options["layout"])
+        else:
+            file.create_dataset(name, **options)
+
+
+def virtual_of(file: Path) -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout((6, HEIGHT, WIDTH, 3), "u1")
+    layout[:] = h5py.VirtualSource(str(file), "secret", (6, HEIGHT, WIDTH, 3))
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            lambda secret: {"shape": (6, HEIGHT, WIDTH, 3), "dtype": "u1", "external": [(str(secret), 0, 6 * 576)]},
+            "is kept in another file",
+        ),
+        (lambda secret: {"layout": virtual_of(secret)}, "is kept in another file"),
+        (
+            lambda secret: {"link": h5py.ExternalLink(str(secret), "/secret")},
+            "is a link; only what is in this file itself",
+        ),
+        (lambda secret: {"link": h5py.SoftLink("/traj_1")}, "is a link; only what is in this file itself"),
+        (
+            lambda secret: {"shape": (6, 2**20, 2**20, 3), "dtype": "u1", "chunks": (1, 64, 64, 3)},
+            "was never written as a",
+        ),
+        (lambda secret: {"shape": (6, HEIGHT, WIDTH, 3), "dtype": "u1"}, "was never written as a whole"),
+        (
+            lambda secret: {"data": np.full((6, HEIGHT), b"text", object), "dtype": h5py.string_dtype()},
+            "needed: numbers",
+        ),
+    ],
+    ids=["external storage", "virtual", "external link", "soft link", "terabytes", "unwritten", "texts"],
+)
+@pytest.mark.parametrize("name", [PLACE, "traj_4/obs/agent/panda-0/qpos"])
+def test_nothing_but_what_is_in_the_file_itself_is_read(run_import, tmp_path, options, message, name):
+    """A dataset that was stored in a local file was in the imported pictures."""
+    path, secret = write(tmp_path / "demo.h5"), tmp_path / "secret"
+    secret.write_bytes(b"a local secret, " * 300)
+    given = options(secret)
+    put(path, name, **given)
+    if name != PLACE:  # of vectors the number of axes is found first
+        message = rf"({message}|has the shape .*; needed: 2 axes).*; add --skip 4 to leave it out"
+    with pytest.raises(UserError, match=message) as caught:
+        run_import("maniskill", path, task="LiftBarrier-rf")
+    assert "\n" not in str(caught.value)
+
+
+def test_color_with_alpha_is_read_where_there_is_no_rgb(run_import, tmp_path):
+    path = write(tmp_path / "demo.h5")
+    with h5py.File(path, "a") as file:
+        for episode in LENGTHS:
+            camera = file[f"traj_{episode}/obs/sensor_data/head_camera_agent0"]
+            pictures = camera["rgb"][:]
+            del camera["rgb"]
+            alpha = np.ones((*pictures.shape[:3], 1), np.float32)
+            camera["Color"] = np.concatenate([pictures / np.float32(255), alpha], axis=3)
+    reader = run_import("maniskill", path, task="LiftBarrier-rf")
+    expected = frames("head_camera_agent0", 4, LENGTHS[4] + 1)
+    np.testing.assert_array_equal(reader.frame(1, 3)[0].images["side"], expected[3])
+
+
+def test_a_camera_without_colours_is_named(run_import, tmp_path, capsys):
+    path = write(tmp_path / "demo.h5")
+    with h5py.File(path, "a") as file:
+        camera = file["traj_0/obs/sensor_data/head_camera_global"]
+        camera.move("rgb", "depth")
+    reader = run_import("maniskill", path, task="LiftBarrier-rf")
+    assert reader.views == ("side",)
+    assert (
+        "'head_camera_global' is no camera that can be imported, and left out: it has depth, and no rgb or Color"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("traj_4/actions/panda-0", np.zeros(40), r"actions/panda-0 has the shape \[40\]; needed: 2 axes; add --skip 4"),
+        ("traj_4/actions/panda-0", np.full((40, 8), np.nan), "episode 4: its action in frame 0 is not finite"),
+        ("traj_4/actions/panda-0", np.zeros((0, 8)), r"has 41 rows for 0 actions; needed: 1; add --skip 4"),
+        (
+            "traj_4/obs/agent/panda-0/qpos",
+            np.zeros((20, 9)),
+            r"qpos has 20 rows for 40 actions; needed: 41; add --skip 4",
+        ),
+        (PLACE.replace("0/", "4/", 1), np.zeros((90, HEIGHT, WIDTH, 3), np.uint8), "rgb has 90 rows for 40 actions"),
+        (
+            PLACE.replace("0/", "4/", 1),
+            np.zeros((41, HEIGHT, WIDTH, 3)),
+            r"view side, frame 0: it is float64 \[12, 16, 3\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_offers_to_skip_it(run_import, tmp_path, name, data, message):
+    path = write(tmp_path / "demo.h5")
+    put(path, name, data=data)
+    with pytest.raises(UserError, match=message):
+        run_import("maniskill", path, task="LiftBarrier-rf")
+    assert run_import("maniskill", path, "--skip", "4", task="LiftBarrier-rf", num=1).seeds == [0]
+
+
+def test_a_damaged_chunk_of_pictures_is_one_line(run_import, tmp_path):
+    path = write(tmp_path / "demo.h5")
+    with h5py.File(path) as file:
+        offset = file[PLACE].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 10 : offset + 40] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"cannot be read as HDF5 \(.*\); the source is incomplete; get it again; add --skip 0"
+    ):
+        run_import("maniskill", path, task="LiftBarrier-rf")

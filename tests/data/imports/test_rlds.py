@@ -177,3 +177,117 @@ def test_checksums_and_messages_are_tensorflows(tmp_path):
     negative.features.feature["n"].int64_list.value.append(-1)
     (record,) = list_records(write_records(tmp_path / "two.tfrecord", [negative.SerializeToString()]))
     assert read_example(record)["n"].tolist() == [-1]
+
+
+# ------------------------------------------------------------------------------------------------------- what others wrote
+
+
+def write_first(source: Path, change) -> Path:
+    """TFDS' dataset, whose first episode's features are changed."""
+    features = steps_of(0)
+    change(features)
+    steps = {f"steps/{name}": values for name, values in features.items()}
+    write_records(write_tfds(source) / "push-train.tfrecord-00000-of-00002", [example(steps)])
+    return source
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: f.update(is_first=f["is_first"][:-1]),
+            "episode 0 has 4 of is_first, but 5 of observation/front_image",
+        ),
+        (
+            lambda f: f.update(is_first=np.ones(5, np.int64)),
+            "episode 0 is more than one: is_first is set in its middle",
+        ),
+        (lambda f: f.update(is_last=np.ones(5, np.int64)), "episode 0 is more than one: is_last is set in its middle"),
+        (lambda f: f.update(action=f["action"][:-1]), r"no action 'action'; it has observation/state"),
+        (lambda f: f.update(action=[b"left"] * 5), r"no action 'action'; it has observation/state"),
+        (
+            lambda f: f.pop("language_instruction"),
+            "no instruction 'language_instruction'; it has episode_metadata|it has none",
+        ),
+        (
+            lambda f: f.update(language_instruction=[b"caf\xe9"] * 5),
+            r"language_instruction is not UTF-8 \(byte 3\); say --i",
+        ),
+        (
+            lambda f: f["observation/front_image"].__setitem__(0, b"\x89PNG\r\n"),
+            "frame 0: its 6 bytes are no picture of PNG",
+        ),
+        (
+            lambda f: f["observation/front_image"].__setitem__(3, b"\x89PNG\r\n"),
+            "view front, frame 3: its 6 bytes are no",
+        ),
+        (
+            lambda f: f["observation/front_image"].__setitem__(3, encode_png(np.zeros((9, 8, 3), np.uint8))),
+            "it has 8x9 px, the first episode has 64x48",
+        ),
+        (lambda f: [f.pop(k) for k in list(f) if "image" in k or k == "is_first" or k == "reward"], "how long is it"),
+    ],
+)
+def test_an_episode_that_is_damaged_is_one_line(run_import, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run_import("rlds", write_first(tmp_path / "1.0.0", change), "--fps", "5", *CAMERAS)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("home/data/*/*"))
+
+
+def test_a_feature_of_another_kind_than_the_first_episodes_is_one_line(run_import, tmp_path):
+    source = write_tfds(tmp_path / "1.0.0")
+    for name, values, message in (
+        (
+            "observation/wrist_image",
+            np.zeros(8),
+            "episode 1: observation/wrist_image is numbers, in the first episode it",
+        ),
+        ("action", [b"left"] * 8, "episode 1: action is text, in the first episode it is numbers; add --skip 1"),
+        ("action", np.zeros(23), "episode 1: action has 23 numbers in 8 steps; the lengths do not fit"),
+    ):
+        steps = {f"steps/{key}": part for key, part in (steps_of(1) | {name: values}).items()}
+        write_records(source / "push-train.tfrecord-00001-of-00002", [example(steps)])
+        with pytest.raises(UserError, match=message):
+            run_import("rlds", source, "--fps", "5", *CAMERAS)
+
+
+def test_a_broken_first_episode_can_be_skipped(run_import, tmp_path):
+    source = write_first(tmp_path / "1.0.0", lambda f: f["observation/front_image"].__setitem__(0, b"\x89PNG\r\n"))
+    with pytest.raises(UserError, match="add --skip 0 to leave it out"):
+        run_import("rlds", source, "--fps", "5", *CAMERAS)
+    reader = run_import("rlds", source, "--fps", "5", *CAMERAS, "--skip", "0", num=1)
+    assert reader.seeds == [1] and reader.episode_lengths.tolist() == [content.LENGTHS[1]]
+    np.testing.assert_array_equal(reader.frame(0, 2)[0].images["front"], content.picture("front", 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "dataset_info.json is not valid JSON"),
+        ('{"splits": [{"name": 5}]}', "needed: a valid"),
+        ('{"splits": [{"name": "train", "shardLengths": ["many"]}]}', "needed: "),
+        ("caf\xe9".encode("latin-1"), "is not valid JSON|is not UTF-8"),
+        (
+            '{"splits": [{"name": "train", "shardLengths": ["1", "7"]}]}',
+            "has 2 episodes, dataset_info.json speaks of 8",
+        ),
+    ],
+)
+def test_a_dataset_info_that_is_damaged_is_one_line(run_import, tmp_path, text, message):
+    source = write_tfds(tmp_path / "1.0.0")
+    (source / "dataset_info.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        run_import("rlds", source, "--fps", "5", *CAMERAS)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_record_that_claims_terabytes_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "huge.tfrecord"
+    header = struct.pack("<Q", 2**41)
+    path.write_bytes(header + struct.pack("<I", masked_crc(header)))
+    with pytest.raises(UserError, match="is truncated: record 0 ends behind its end"):
+        list_records(path)
+    with open(path, "r+b") as file:
+        file.truncate(2**41 + 16)  # sparse: it takes no room
+    with pytest.raises(UserError, match="record 0 has 2,199,023,255,552 bytes, more than the 1,000,000,000 allowed"):
+        list_records(path)
