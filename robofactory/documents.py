@@ -7,6 +7,7 @@ NaN nor infinity); unknown keys are ignored unless the format says otherwise.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -30,7 +31,7 @@ class Document(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra="ignore", hide_input_in_errors=True)
 
 
-def read_json(path: Path, kind: type[Kind], advice: str = "") -> Kind:
+def read_json(path: Path, kind: type[Kind] | GenericAlias, advice: str = "") -> Kind:
     """A JSON file's content.
 
     Args:
@@ -43,7 +44,7 @@ def read_json(path: Path, kind: type[Kind], advice: str = "") -> Kind:
     return parse_json(files.read_text(path, MAX_BYTES, advice), kind, str(path), advice)
 
 
-def read_json_lines(path: Path, kind: type[Kind], advice: str = "") -> Iterator[Kind]:
+def read_json_lines(path: Path, kind: type[Kind] | GenericAlias, advice: str = "") -> Iterator[Kind]:
     """A JSON value in each line; empty lines are skipped. Raises UserError as `read_json`; the line has a number."""
     files.require_regular(path, advice)
     with open(path, "rb") as file:
@@ -60,18 +61,18 @@ def read_json_lines(path: Path, kind: type[Kind], advice: str = "") -> Iterator[
                 yield parse_json(text, kind, f"{path}: line {number}", advice)
 
 
-def parse_json(text: str | bytes, kind: type[Kind], source: str, advice: str = "") -> Kind:
+def parse_json(text: str | bytes, kind: type[Kind] | GenericAlias, source: str, advice: str = "") -> Kind:
     """As `read_json`, of text. `source` stands for the file in messages."""
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return TypeAdapter[Kind](kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(_refusal(error, source, advice)) from None
 
 
-def check(value: Any, kind: type[Kind], source: str, advice: str = "") -> Kind:
+def check(value: Any, kind: type[Kind] | GenericAlias, source: str, advice: str = "") -> Kind:
     """As `read_json`, of values that are in memory already: a table's row, attributes, a part of a document."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter[Kind](kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(_refusal(error, source, advice)) from None
 

@@ -80,7 +80,7 @@ def inside(directory: Path, name: str, source: Path | str, advice: str = "") -> 
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
         leads_out = True
     if leads_out or not parts:
-        raise UserError(f"{source} names {name!r}, which is not below {directory}; it is refused")
+        raise UserError(f"{source} names {name[:200]!r}, which is not below {directory}; it is refused")
     return require_regular(path, advice)
 
 
