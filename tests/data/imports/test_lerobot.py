@@ -86,7 +86,10 @@ def test_an_episode_at_another_rate_is_refused(run_import, source):
     times[2:] += 0.1
     table = table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
     pq.write_table(table, path)
-    with pytest.raises(UserError, match="episode 1: its timestamps are not 10 frames a second"):
+    with pytest.raises(
+        UserError,
+        match=r"episode 1: its timestamps are not 10 frames per second: 0\.300 s comes after 0\.100 s in .*: row 2",
+    ):
         run_import("lerobot", directory)
 
 
