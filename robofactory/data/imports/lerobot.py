@@ -96,7 +96,7 @@ class LeRobot(Source):
             self._proprio_keys = ()
         for key in (*self._action_keys, *self._proprio_keys):
             if key in features and key not in self._lengths:
-                there = f"{features[key].dtype} of shape {features[key].shape}"
+                there = f"{features[key].dtype!r} of shape {features[key].shape}"
                 raise UserError(f"{self.path}: {key} is {there}; needed: numbers in one dimension")
         keys = (*self._action_keys, *self._proprio_keys)
         named: dict[str, Sequence[str]] = {key: () for key in self._lengths}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Shaped
+from tqdm import tqdm
 
 from robofactory import files
 from robofactory.data.episodes import DatasetDescription, DatasetWriter, Episode
@@ -58,8 +59,8 @@ def _forget_description(directory: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- one episode
 
 
-def read_episode(source: Source, episode: int) -> Episode:
-    """One episode, with its pictures as PNG.
+def read_episode(source: Source, episode: int) -> tuple[Episode, list[str]]:
+    """One episode, with its pictures as PNG, and what the user should know of it, a line each.
 
     Raises:
         UserError: it is broken, its lengths do not fit each other, or its sizes not those of the first; the line ends
@@ -76,7 +77,7 @@ def read_episode(source: Source, episode: int) -> Episode:
         ) from None
 
 
-def _read_episode(source: Source, episode: int) -> Episode:
+def _read_episode(source: Source, episode: int) -> tuple[Episode, list[str]]:
     recording = source.read(episode)
     file = "" if recording.file in (None, source.path) else f" ({recording.file})"
     name = f"{source.path}: episode {episode}{file}"
@@ -91,14 +92,14 @@ def _read_episode(source: Source, episode: int) -> Episode:
             except UserError as error:
                 place = f" {frame}" if isinstance(frame, Path) else ""
                 raise UserError(f"{name}: view {view}, frame {index}{place}: {error}") from None
-    for note in recording.notes:
-        print(shown(f"warning: {name}: {note}"), file=sys.stderr)
     lengths = {"actions": len(actions), "proprio": len(proprio), **{view: len(files) for view, files in images.items()}}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{name}: " + ", ".join(f"{count} {what}" for what, count in lengths.items()) + "; the lengths do not fit")  # fmt: skip
     if len(actions) == 0:
         raise UserError(f"{name} has no frame")
-    return Episode(images, proprio, actions, np.zeros(len(actions), bool), recording.instruction, seed=episode)
+    unperturbed = np.zeros(len(actions), bool)
+    notes = [f"{name}: {note}" for note in recording.notes]
+    return Episode(images, proprio, actions, unperturbed, recording.instruction, seed=episode), notes
 
 
 def _numbers(values: Shaped[np.ndarray, "..."], names: Sequence[str], what: str) -> Float32[np.ndarray, "n d"]:
@@ -118,7 +119,7 @@ def _numbers(values: Shaped[np.ndarray, "..."], names: Sequence[str], what: str)
 
 
 def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episode]:
-    """These episodes of a source, in this order, ready to be written.
+    """These episodes of a source, in this order, ready to be written; what is to be known of them is printed.
 
     They are decoded and encoded ahead in processes; 0: in this one.
 
@@ -127,11 +128,11 @@ def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episo
     """
     read = partial(read_episode, source)
     if workers == 0:
-        yield from map(read, ids)
+        yield from map(_warned, map(read, ids))
         return
     pool = Pool(partial(_reader, read), min(workers, len(ids)), SECONDS_OF_AN_EPISODE)
     try:
-        yield from pool.results(ids)
+        yield from map(_warned, pool.results(ids))
     except Lost as lost:
         raise UserError(
             f"the process that read episode {lost.task} was lost ({lost.how}); use fewer --workers, 0 for none but "
@@ -141,5 +142,12 @@ def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episo
         pool.close()
 
 
-def _reader(read: Callable[[int], Episode]) -> Callable[[int], Episode]:
+def _reader(read: Callable[[int], tuple[Episode, list[str]]]) -> Callable[[int], tuple[Episode, list[str]]]:
     return read
+
+
+def _warned(read: tuple[Episode, list[str]]) -> Episode:
+    episode, notes = read
+    for note in notes:
+        tqdm.write(shown(f"warning: {note}"), file=sys.stderr)  # which does not disturb a bar
+    return episode

@@ -98,5 +98,5 @@ def test_joined_vectors_give_no_two_dimensions_one_name(tmp_path):
 
 def test_a_vector_of_another_kind_is_named_with_what_it_is(tmp_path):
     root = change_feature(write_old(tmp_path / "source"), "action", shape=[2, 3])
-    with pytest.raises(UserError, match=r"action is float32 of shape \[2, 3\]; needed: numbers in one dimension"):
+    with pytest.raises(UserError, match=r"action is 'float32' of shape \[2, 3\]; needed: numbers in one dimension"):
         open_source(root)

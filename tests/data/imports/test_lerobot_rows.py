@@ -416,7 +416,7 @@ def test_a_camera_that_does_not_suit_is_named_with_the_reason(old, changes, reas
     source = open_source(old)
     assert list(source.cameras) == ["cam"]
     (note,) = source.notes
-    assert note.startswith(f"camera '{other}' is left out: ")
+    assert note.startswith(f"'{other}' is no camera that can be imported, and left out: ")
     with pytest.raises(UserError, match=rf"camera '{other}' cannot be imported: .*{reason}"):
         open_source(old, cameras={"depth": other})
 
@@ -448,5 +448,6 @@ def test_a_column_that_unpacks_beyond_measure_is_refused(old, monkeypatch):
 
 def test_vectors_of_absurd_lengths_are_no_vectors(old):
     refused(
-        change_feature(old, "action", shape=[10**12]), r"action is float32 of shape \[1000000000000\]; needed: numbers"
+        change_feature(old, "action", shape=[10**12]),
+        r"action is 'float32' of shape \[1000000000000\]; needed: numbers",
     )

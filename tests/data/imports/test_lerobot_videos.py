@@ -28,7 +28,7 @@ from small_lerobot import (
     write_video,
 )
 
-from robofactory.data.imports.reading import read_episode
+from robofactory.data.imports.reading import episodes, read_episode
 from robofactory.errors import UserError
 
 TOLERANCE = 3
@@ -83,10 +83,12 @@ def test_a_video_at_another_rate_is_read_at_the_rows_times(old):
     refused(old, r"episode_000000\.mp4 has no picture at 0\.200 s")
 
 
-def test_notes_of_an_episode_are_printed(old, capsys):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_notes_of_an_episode_are_printed_from_whatever_process(old, capsys, workers):
     write_video(old_video(old, 0), [picture(0, frame) for frame in range(9)])
-    read_episode(open_source(old), 0)
-    assert "warning: " in (printed := capsys.readouterr().err) and "has 9 pictures for 4 rows" in printed
+    assert [len(episode.actions) for episode in episodes(open_source(old), [0, 1], workers)] == [4, 6]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {old}: episode 0 ") and "has 9 pictures for 4 rows" in line
 
 
 def test_a_video_of_another_size_is_said_and_one_that_changes_is_refused(old):
