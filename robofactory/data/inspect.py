@@ -32,6 +32,9 @@ def main() -> None:
     if "://" in args.dataset:
         raise UserError(f"{args.dataset} is not on a disk; copy it to a directory, and inspect that")
     dataset = Path(args.dataset)
+    from robofactory.data.description import read_finished
+
+    read_finished(dataset)  # refused before anything is loaded that draws
     from tqdm import tqdm
 
     from robofactory.data import inspection_page
