@@ -101,14 +101,14 @@ def read_finished(directory: Path) -> tuple[DatasetDescription, Info]:
     Raises:
         UserError: there is none, or it is another format's, or recording has not finished; or as `documents.read_json`.
     """
-    if not (directory / OWN).is_file():
+    if not (directory / OWN).exists():
         kind = foreign_kind(str(directory), lambda name: (directory / name).exists())
         if kind is not None:
             raise import_first(str(directory), kind)
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file; a dataset is a directory, robofactory record or import makes one")
         raise UserError(f"no dataset at {directory}; robofactory record makes one")
-    if not (directory / INFO).is_file():
+    if not (directory / INFO).exists():
         complete = len(list(directory.glob("data/chunk-*/file-*.parquet")))
         command = "the command that began it, of robofactory record or import, continues it"
         raise UserError(f"{directory} is unfinished ({complete} complete episodes); {command}")
@@ -141,7 +141,7 @@ def import_first(location: str, kind: str) -> UserError:
 
 def is_complete(directory: Path, num_episodes: int) -> bool:
     """Whether a directory holds a finished dataset of this many episodes."""
-    return (directory / INFO).is_file() and read_info(directory).total_episodes == num_episodes
+    return (directory / INFO).exists() and read_info(directory).total_episodes == num_episodes
 
 
 def require_views(views: Sequence[str], description: DatasetDescription, dataset: str) -> None:

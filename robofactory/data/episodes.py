@@ -117,7 +117,9 @@ class DatasetWriter:
         for leftover in leftovers:
             leftover.unlink()
         if not is_begun:
-            self._write(path, lerobot.to_json(dataclasses.asdict(self.description)))
+            content = lerobot.to_json(dataclasses.asdict(self.description))
+            documents.parse_json(content, DatasetDescription, f"the description of {directory}")
+            self._write(path, content)
 
     @property
     def num_episodes(self) -> int:
@@ -139,7 +141,7 @@ class DatasetWriter:
             UserError: an action or a joint position is no finite number; the disk is full.
         """
         length, name = len(episode.actions), f"{self.directory}: episode {self.num_episodes} (seed {episode.seed})"
-        _require_finite(episode, name)
+        _require_writable(episode, name)
         own = {"seed": episode.seed, "instruction": episode.instruction}
         documents.check(own, OfEpisode, name, "it is not written")
         assert set(episode.images) == set(self.description.image_sizes), (set(episode.images), self.description)
@@ -386,7 +388,11 @@ def _is_leftover(path: Path) -> bool:
     return re.fullmatch(rf"({whole})\.\d+\.tmp", path.as_posix()) is not None
 
 
-def _require_finite(episode: Episode, name: str) -> None:
+def _require_writable(episode: Episode, name: str) -> None:
+    try:
+        episode.instruction.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: the instruction {episode.instruction!r} is not Unicode; it is not written") from None
     for what, values in (("action", episode.actions), ("proprio", episode.proprio)):
         if not np.isfinite(values).all():
             frame = int(np.argwhere(~np.isfinite(values))[0, 0])

@@ -34,6 +34,9 @@ def main() -> None:
     dataset = arguments.path(args.dataset)
     if not dataset.is_dir():
         raise UserError(f"{dataset} is no directory; give that of a dataset, for instance one in {home() / 'data'}")
+    from robofactory.data.description import read_finished
+
+    read_finished(dataset)  # refused before anything is loaded that draws
     from tqdm import tqdm
 
     from robofactory.data import inspection_page

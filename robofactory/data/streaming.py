@@ -179,7 +179,7 @@ class StreamedReader:
         for seconds in (*SECONDS_BETWEEN_TRIES, None):
             try:
                 system, directory = url_to_fs(self.url)  # fsspec keeps them, for each process its own
-                if isinstance(system, LocalFileSystem) and system.exists(f"{directory}/{name}"):
+                if isinstance(system, LocalFileSystem) and os.path.lexists(f"{directory}/{name}"):
                     files.inside(Path(directory), name, self.url)
                 stated = system.info(f"{directory}/{name}")
                 if stated["type"] != "file" or (stated.get("size") or 0) > MAX_BYTES:
