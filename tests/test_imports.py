@@ -22,6 +22,7 @@ ALLOWED = {
     "documents": {"files"},
     "shapes": set(),
     "published": {"documents", "files"},
+    "manifest": {"paths", "documents", "files"},
     "pages": set(),
     "sim": {"config", "shapes"},
     "codec": {"config", "paths", "published", "files", "documents", "shapes"},
@@ -36,7 +37,7 @@ ALLOWED = {
         "files",
         "shapes",
     },  # policy: whose states the expert relabels
-    "checkpoint": {"model", "codec", "config", "paths", "files", "documents"},
+    "checkpoint": {"model", "codec", "config", "paths", "manifest", "files"},
     "training": {"data", "model", "codec", "checkpoint", "config", "paths", "files", "documents", "pages", "shapes"},
     "export": {"data", "model", "codec", "checkpoint", "config", "paths", "published", "files", "documents", "shapes"},
     "policy": {"checkpoint", "codec", "model", "config", "shapes"},
