@@ -16,8 +16,6 @@ Nothing else in a run is touched: whatever has another name is the user's.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import pickle
 import re
@@ -25,7 +23,7 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,18 +31,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from robofactory import documents, files
+from robofactory import files
 from robofactory.codec.codec import Codec
 from robofactory.config import RecipeConfig, from_yaml, to_yaml
-from robofactory.documents import Count, Document
 from robofactory.errors import UserError
+from robofactory.manifest import STATE, flush_to_disk, instead_of, read_manifest, verify, write_manifest
 from robofactory.model.lora import adapter_name, load_untrained, save_adapter_config, trained_tensors, twin
 from robofactory.model.openvla import OpenVLA, build_from_scratch
 from robofactory.model.weights import FLOATS, is_finite
 from robofactory.paths import MANIFEST, find_weights
 
-ADAPTER, WEIGHTS, CONFIG, STATE = "adapter_model.safetensors", "modules.safetensors", "config.yaml", "training_state.pt"
-FORMAT = 1  # of the manifest
+ADAPTER, WEIGHTS, CONFIG = "adapter_model.safetensors", "modules.safetensors", "config.yaml"
 NAME = re.compile("(epoch|step)_[0-9]+")  # of a checkpoint in its run
 LEFTOVER = re.compile(rf"\.({NAME.pattern})\.(tmp|old)")  # what a kill leaves of one
 LINKS = ("latest", "best")
@@ -55,18 +52,6 @@ UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
     EOFError, AssertionError, ArithmeticError, NotImplementedError,
 )  # fmt: skip
-
-
-class ManifestEntry(Document):
-    bytes: Count
-    sha256: str
-
-
-class Manifest(Document):
-    format: Literal[1]
-    update: Count
-    keep: bool
-    files: dict[str, ManifestEntry]
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -181,7 +166,7 @@ def _save(
     if final.exists():  # the same epoch again, when a run goes on that had ended in the middle of it
         os.rename(final, old)
     os.rename(temporary, final)
-    _flush_to_disk(run)
+    flush_to_disk(run)
     _link(run, "latest", name)
     if best:
         _link(run, "best", name)
@@ -189,32 +174,18 @@ def _save(
     _delete_superseded(run)
 
 
-def write_manifest(directory: Path, update: int, keep: bool) -> None:
-    """Flush a checkpoint's files to the disk, then say what they are: from here on it is complete."""
-    entries = {}
-    for path in sorted(directory.iterdir()):
-        _flush_to_disk(path)
-        entries[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    content = {"format": FORMAT, "update": update, "keep": keep, "files": entries}
-    temporary = directory / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush_to_disk(temporary)
-    os.replace(temporary, directory / MANIFEST)
-    _flush_to_disk(directory)
-
-
 def _link(run: Path, link: str, name: str) -> None:
     temporary = run / f".{link}.tmp"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     os.replace(temporary, run / link)
-    _flush_to_disk(run)
+    flush_to_disk(run)
 
 
 def _delete_superseded(run: Path) -> None:
     linked = {os.readlink(run / link) for link in LINKS if (run / link).is_symlink()}
     for directory in _complete(run):
-        if not _manifest(directory).keep and directory.name not in linked:
+        if not read_manifest(directory).keep and directory.name not in linked:
             old = run / f".{directory.name}.old"
             os.rename(directory, old)  # gone at once, not file by file
             shutil.rmtree(old)
@@ -223,7 +194,7 @@ def _delete_superseded(run: Path) -> None:
 def _complete(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     directories = [path for path in run.iterdir() if NAME.fullmatch(path.name) and not path.is_symlink()]
-    return sorted((d for d in directories if (d / MANIFEST).is_file()), key=lambda d: _manifest(d).update)
+    return sorted((d for d in directories if (d / MANIFEST).is_file()), key=lambda d: read_manifest(d).update)
 
 
 def settle(run: Path) -> Path | None:
@@ -256,7 +227,7 @@ def settle(run: Path) -> Path | None:
         print(f"{where}: going on from {complete[-1].name}")
     if not complete and not latest.is_dir():
         return None
-    if complete and (not latest.is_dir() or _manifest(latest).update < _manifest(complete[-1]).update):
+    if complete and (not latest.is_dir() or read_manifest(latest).update < read_manifest(complete[-1]).update):
         _link(run, "latest", complete[-1].name)
     if (run / "best").is_symlink() and not (run / "best").is_dir():
         (run / "best").unlink()
@@ -274,9 +245,9 @@ def _require_whole(run: Path) -> None:
             if target.parent != run.resolve() or not NAME.fullmatch(target.name):
                 raise UserError(f"{path} leads to {os.readlink(path)}, which is no checkpoint of this run; delete the link, training makes it again")  # fmt: skip
         elif path.exists():
-            copies = [d.name for d in _complete(run) if path.is_dir() and (path / MANIFEST).is_file() and _manifest(d) == _manifest(path)]  # fmt: skip
+            copies = [d.name for d in _complete(run) if path.is_dir() and (path / MANIFEST).is_file() and read_manifest(d) == read_manifest(path)]  # fmt: skip
             is_checkpoint = path.is_dir() and (path / MANIFEST).is_file()
-            fix = f"rename it to step_{_manifest(path).update}" if is_checkpoint else "move it away"
+            fix = f"rename it to step_{read_manifest(path).update}" if is_checkpoint else "move it away"
             if copies:
                 fix = f"delete it, it is a copy of {copies[0]}, and training makes the link again"
             raise UserError(f"{path} is no link to a checkpoint, as training makes it (scp -r and cp -L copy links as directories): {fix}")  # fmt: skip
@@ -289,39 +260,6 @@ def _require_whole(run: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
-
-
-def verify(directory: Path, *names: str) -> None:
-    """Compare files of a checkpoint with its manifest; when none is named, all that a policy needs.
-
-    Raises:
-        UserError: a file is missing, truncated or changed, or there is no manifest; the line names the file.
-    """
-    manifest, another = _manifest(directory), _another(directory)
-    for name in names or sorted(manifest.files.keys() - {STATE}):
-        if (expected := manifest.files.get(name)) is None:
-            raise UserError(f"{directory / name} is missing; {another}")
-        path = files.inside(directory, name, directory / MANIFEST, another)
-        if (size := path.stat().st_size) != expected.bytes:
-            raise UserError(f"{path} has {size} bytes instead of {expected.bytes}: it is truncated or was replaced; {another}")  # fmt: skip
-        if _sha256(path) != expected.sha256:
-            raise UserError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; {another}")
-
-
-def _manifest(directory: Path) -> Manifest:
-    path = directory / MANIFEST
-    if not path.exists():
-        raise UserError(f"{directory} is no complete checkpoint: it has no {MANIFEST}; {_another(directory)}")
-    return documents.read_json(path, Manifest, _another(directory))
-
-
-def _another(directory: Path) -> str:
-    """What to do instead: the complete checkpoints beside a broken one."""
-    directory = directory.resolve()
-    names = [path.parent.name for path in directory.parent.glob(f"[!.]*/{MANIFEST}") if path.parent.name not in (directory.name, "latest", "best")]  # fmt: skip
-    if not names:
-        return "copy it again from where it was made"
-    return f"use another checkpoint ({', '.join(sorted(names, key=lambda n: (len(n), n)))}), or delete this one to resume from the one before"  # fmt: skip
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[OpenVLA, Codec, RecipeConfig]:
@@ -371,7 +309,7 @@ def load_trained(directory: Path, model: OpenVLA) -> None:
             for name, tensor in tensors.items():
                 stored = saved.get_tensor(name)
                 if not is_finite(stored):
-                    raise UserError(f"{path}: {name} has NaN or infinity; {_another(directory)}")
+                    raise UserError(f"{path}: {name} has NaN or infinity; {instead_of(directory)}")
                 tensor.copy_(placed_like(stored, tensor))
 
 
@@ -383,7 +321,7 @@ def _require_fit(directory: Path, parts: dict[str, dict[str, torch.Tensor]]) -> 
             with safe_open(path, framework="pt") as saved:
                 there = {n: (saved.get_slice(n).get_shape(), saved.get_slice(n).get_dtype()) for n in saved.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from None
+            raise UserError(f"{path} cannot be read ({str(error)[:120]}); use another checkpoint") from None
         wrong = there.keys() ^ tensors.keys()
         wrong |= {n for n, (shape, kind) in there.items() if n in tensors and (shape != list(tensors[n].shape) or kind not in FLOATS)}  # fmt: skip
         if wrong:
@@ -409,16 +347,16 @@ def load_training_state(directory: Path) -> dict[str, Any]:
     """
     path = directory / STATE
     if not path.exists():
-        raise UserError(f"no {STATE} in {directory}; it cannot be resumed, only evaluated; {_another(directory)}")
+        raise UserError(f"no {STATE} in {directory}; it cannot be resumed, only evaluated; {instead_of(directory)}")
     verify(directory, STATE)
     try:
         with zipfile.ZipFile(path) as archive:
             is_plain = all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
         state = torch.load(path, map_location="cpu", weights_only=True) if is_plain else None
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); {_another(directory)}") from None  # fmt: skip
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); {instead_of(directory)}") from None  # fmt: skip
     if not isinstance(state, dict):
-        raise UserError(f"{path} is no training state; {_another(directory)}")
+        raise UserError(f"{path} is no training state; {instead_of(directory)}")
     return state
 
 
@@ -433,16 +371,3 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -84,13 +84,7 @@ class Codec:
             FileNotFoundError: a file of the recipe's published weights is not there.
         """
         require_alike(datasets, recipe.model.use_proprio)
-        crop = recipe.training.augment_crop_ratio, recipe.training.image_aug
-        if recipe.model.architecture is not None:
-            prompt, images = Prompt.tiny(), ImagePipeline(recipe.model.architecture.image_size, *crop)
-        else:
-            weights = find_weights(recipe.model.model_name)
-            image_size = read_published_config(weights).image_sizes[0]
-            prompt, images = Prompt.from_weights(weights), ImagePipeline.of_weights(weights, image_size, *crop)
+        prompt, images = inputs_of(recipe)
         return cls(
             views=tuple(recipe.data.views),
             images=images,
@@ -373,6 +367,21 @@ class Codec:
         if codec._content() != content:  # e.g. other pixel means: this code would not do what the file says
             raise UserError(f"{path} asks for what this version of robofactory does not do; use the one that wrote it")
         return codec
+
+
+def inputs_of(recipe: RecipeConfig) -> tuple[Prompt, ImagePipeline]:
+    """How a recipe's model reads text and pictures, whatever it is trained on.
+
+    Raises:
+        UserError: no published weights by the recipe's name, or they want what this project does not do.
+        FileNotFoundError: a file of theirs is not there.
+    """
+    crop = recipe.training.augment_crop_ratio, recipe.training.image_aug
+    if recipe.model.architecture is not None:
+        return Prompt.tiny(), ImagePipeline(recipe.model.architecture.image_size, *crop)
+    weights = find_weights(recipe.model.model_name)
+    image_size = read_published_config(weights).image_sizes[0]
+    return Prompt.from_weights(weights), ImagePipeline.of_weights(weights, image_size, *crop)
 
 
 def _with_datasets(content: dict[str, Any], name: str) -> dict[str, Any]:

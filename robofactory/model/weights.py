@@ -177,7 +177,7 @@ def _open(path: Path, device: str = "cpu") -> "Iterator[safe_open]":
         with safe_open(path, framework="pt", device=device) as file:
             yield file
     except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); {ADVICE}") from None
+        raise UserError(f"{path} cannot be read ({str(error)[:120]}); {ADVICE}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- writing

@@ -121,8 +121,9 @@ def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
     on demonstrations. Never a silent switch to something smaller."""
     import torch
 
+    from robofactory.codec.codec import inputs_of
     from robofactory.model.lora import build_untrained
-    from robofactory.model.weights import published_config
+    from robofactory.model.weights import fingerprint, published_config
 
     has_gpu = torch.cuda.is_available()
     if has_gpu and num_gpus > torch.cuda.device_count():
@@ -135,7 +136,8 @@ def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if num_parameters > LARGEST_ON_A_CPU:
             raise UserError(f"{m.model_name} has {num_parameters / 1e9:.1f} billion parameters and needs a CUDA GPU, there is none; on a CPU use --recipe robot_openvla_tiny")  # fmt: skip
-    find_weights(m.model_name)
+    inputs_of(recipe)
+    fingerprint(find_weights(m.model_name))  # reads what the files say they hold
 
 
 def is_recorded(demonstrations: Path) -> bool:

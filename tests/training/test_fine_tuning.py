@@ -124,6 +124,14 @@ def test_weights_that_are_too_large_for_a_cpu_are_refused_by_their_size(weights,
     training.require_hardware(recipe_for(weights))
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors.index.json"])  # fmt: skip
+def test_damaged_weights_are_refused_before_an_hour_is_spent_on_demonstrations(tmp_path, weights, file):
+    base = shutil.copytree(weights, tmp_path / "base")
+    (base / file).write_text("{")
+    with pytest.raises(UserError, match=file):
+        training.require_hardware(recipe_for(base))
+
+
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
