@@ -31,13 +31,29 @@ from benchmarks.mutations.doors import DOORS, Door, cells, chosen_file, run_stag
 from benchmarks.mutations.trial import FAILURES, OTHER, OUTCOMES, REFUSED, RIGHT, WRONG, Ending, Trial
 
 # Imported once, before the processes part.
-LIBRARIES = (
-    "av h5py zarr peft timm matplotlib.pyplot fsspec.implementations.local transformers.models.llama.modeling_llama "
-    "robofactory.policy robofactory.data.imports.lerobot robofactory.data.imports.maniskill "
-    "robofactory.data.imports.diffusion_policy robofactory.data.imports.rlds robofactory.data.inspection_page "
-    "robofactory.training.log robofactory.training.preflight robofactory.training.resuming robofactory.training.replay "
-    "robofactory.training.footprint robofactory.evaluation.report robofactory.evaluation.paired_report"
-).split()
+LIBRARIES = [
+    "av",
+    "h5py",
+    "zarr",
+    "peft",
+    "timm",
+    "matplotlib.pyplot",
+    "fsspec.implementations.local",
+    "transformers.models.llama.modeling_llama",
+    "robofactory.policy",
+    "robofactory.data.imports.lerobot",
+    "robofactory.data.imports.maniskill",
+    "robofactory.data.imports.diffusion_policy",
+    "robofactory.data.imports.rlds",
+    "robofactory.data.inspection_page",
+    "robofactory.training.log",
+    "robofactory.training.preflight",
+    "robofactory.training.resuming",
+    "robofactory.training.replay",
+    "robofactory.training.footprint",
+    "robofactory.evaluation.report",
+    "robofactory.evaluation.paired_report",
+]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from unittest import mock
 from benchmarks.mutations import fixtures
 from benchmarks.mutations.damage import FILE, NAMED, Kinds
 from benchmarks.mutations.fixtures import RUN, TASK, TRAIN
+from benchmarks.mutations.hdf5 import HDF5
+from benchmarks.mutations.parquet import PARQUET
+from benchmarks.mutations.records import TFRECORD
 from benchmarks.mutations.settings import OVERRIDES, SETTINGS
-from benchmarks.mutations.tables import HDF5, PARQUET, SAFETENSORS, TFRECORD
+from benchmarks.mutations.tensors import SAFETENSORS
 from benchmarks.mutations.trees import JSON, LINES, STATE, YAML
 
 PARQUET_OF_DATA = Kinds(NAMED | PARQUET)

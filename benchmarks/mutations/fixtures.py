@@ -1,8 +1,8 @@
 """The valid inputs: small, made here or written by the library whose format it is."""
 
 import json
-import shutil
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +88,8 @@ def zarr_of(version: int, place: str = "given/demo.zarr") -> Callable[[Path], No
 
 
 def rlds(root: Path) -> None:
-    from benchmarks.mutations.tables import as_png, write_records
+    from benchmarks.mutations.pictures import as_png
+    from benchmarks.mutations.records import write_records
     from robofactory.data.imports.tfrecord import EXAMPLE
 
     (root / "given").mkdir()

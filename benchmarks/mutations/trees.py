@@ -34,7 +34,7 @@ VALUES: dict[str, list[Any]] = {
     "control_characters": ["\x1b[2J\x1b]0;title\x07 \x1b[31mred\r\n{}\x00", "\u202eabc\u2028"],
     "interpolation": ["${oc.env:" + TOKEN + "}", "${oc.env:HOME}", "${.}", "${nothing.there}", "${"],
     "markup": ["<img src=x onerror=alert(1)>", "'><script>alert(1)</script>", "$j_0_a_b$ 10^$ \\frac"],
-    "path_out": ["../outside/secret.txt", "/{outside}/secret.txt", "../../outside/secret.txt", "{outside}", "/dev/zero"],
+    "path_out": ["../outside/secret.txt", "{outside}/secret.txt", "../../outside/secret.txt", "{outside}", "/dev/zero"],
     "strange_name": ["a/b", ".", "..", "x\x00y", "y" * 300, "-", "~", "caf\u00e9 \U0001f600", " "],
 }  # fmt: skip
 

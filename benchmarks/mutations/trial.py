@@ -1,6 +1,7 @@
 """One command in a process of its own, and how it ended: what it printed, took, touched and made."""
 
 import base64
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -90,6 +91,7 @@ class Trial:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             for number, name, flags in ((0, os.devnull, os.O_RDONLY), *((n, self.root / f"std{w}", os.O_WRONLY | os.O_CREAT) for n, w in ((1, "out"), (2, "err")))):  # fmt: skip
                 os.dup2(os.open(name, flags), number)
+            sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
             self._plant()
             prepare()
             os.environ |= {
@@ -162,10 +164,8 @@ class Trial:
 
     def _seconds(self) -> float:
         """So far, without those in which it waited for a processor that others had."""
-        try:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             self._waited_s = int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
-        except (FileNotFoundError, ProcessLookupError):
-            pass
         return time.monotonic() - self._started - self._waited_s
 
     def poll(self) -> Ending | None:
