@@ -161,10 +161,9 @@ class Bench:
         assert facts.exists(), f"{mutation} could not be made: {(root / 'stderr').read_text()}"
         damage = json.loads(facts.read_text())
         outcome, what = ending.outcome, ending.what
-        is_harmless = damage["is_harmless"] and DOORS[mutation.door].tolerates
         if outcome == RIGHT and ending.result != self.undamaged(mutation.door).result:
-            outcome, what = (WRONG if damage["is_loss"] or is_harmless else OTHER), "it was accepted"
-        elif outcome == REFUSED and is_harmless:
+            outcome, what = (WRONG if damage["is_loss"] or damage["is_harmless"] else OTHER), "it was accepted"
+        elif outcome == REFUSED and damage["is_harmless"]:
             outcome = WRONG
         done = f"{damage['damage']} {damage['what']}".strip()
         return Row(str(mutation), damage["file"], done, outcome, what, round(ending.seconds, 1))

@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 SECRET = b"secret-4c1d9e7a52b8f063"  # 24 bytes less one, and a line's end: base64 of it has no padding
+NOT_TO_COPY = b"not-to-copy-8f0652b89e7"  # of a file that may be read and told of, and ends in no result
 TOKEN = "MUTATIONS_TOKEN"  # a variable of the environment with the same content
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4c1d9e7a" * 8 + "\nsize 123456\n"
 
@@ -42,6 +43,10 @@ class Kinds(dict[str, Damage]):
             return apply
 
         return register
+
+    def judged(self, **changes: bool) -> "Kinds":
+        """The same, where a format means that `is_harmless` or `is_loss` is something else."""
+        return Kinds({name: replace(damage, **changes) for name, damage in self.items()})
 
 
 def outside(path: Path) -> Path:
@@ -126,9 +131,9 @@ def link_loop(path: Path, random: Random) -> str:
 
 @FILE.add(is_loss=True)
 def link_to_secret(path: Path, random: Random) -> str:
-    """It may be read, as a link at a known place is its owner's; nothing of it may be shown."""
+    """It may be read, as a link at a known place is its owner's; nothing of it may end in a result."""
     secret = outside(path).with_name("elsewhere.txt")
-    secret.write_bytes(SECRET + b"\n")
+    secret.write_bytes(NOT_TO_COPY + b"\n")
     path.unlink()
     path.symlink_to(secret)
     return ""

@@ -12,7 +12,7 @@ KEYS = (
     "training.num_epochs", "training.max_steps", "training.learning_rate", "training.seed", "training.weight_decay",
     "training.checkpoint_every", "training.soft_target_sigma_bins", "training.gradient_accumulate_every",
     "training.max_nonfinite_steps", "training.parallel", "dataloader.batch_size", "dataloader.num_workers",
-    "data.num_episodes", "data.val_ratio", "data.views", "data.normalization", "data.accept", "data.pass_through",
+    "data.val_ratio", "data.views", "data.normalization", "data.accept", "data.pass_through",
     "data.datasets", "data.stream_window", "data.image_width", "model.model_name", "model.torch_dtype",
     "model.lora_rank", "model.use_proprio", "model.global_token", "model.architecture.image_size",
     "model.architecture.dino", "model.architecture.language.num_attention_heads", "relabel.num_rounds",
