@@ -10,7 +10,9 @@ dataset with other words; where what is lost cannot be guessed, or what was adde
 """
 
 import argparse
+import gc
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from benchmarks.mutations.damage import Damage, Inapplicable
-from benchmarks.mutations.doors import DOORS, Door, cells, chosen_file, run_stage
+from benchmarks.mutations.doors import DOORS, Cell, Door, cells, chosen_file, run_stage
 from benchmarks.mutations.trial import FAILURES, OTHER, OUTCOMES, REFUSED, RIGHT, WRONG, Ending, Trial
 
 # Imported once, before the processes part.
@@ -80,18 +82,29 @@ class Row:
 
 
 def plan(names: Sequence[str], count: int) -> list[Mutation]:
-    """So many mutations, as many at each door, and as many of each kind of damage as there are doors that have it."""
-    used: Counter[str] = Counter()
-    left = {name: dict(enumerate(cells(name))) for name in names}
+    """So many mutations, round by round of the doors: at each what was done least there, and of that least anywhere."""
+    order = {name: cells(name) for name in names}
+    of_kind: Counter[str] = Counter()
+    of_door: Counter[tuple[str, str]] = Counter()
+    of_cell: Counter[tuple[str, int]] = Counter()
     planned: list[Mutation] = []
-    for turn in range(count):
-        name = names[turn % len(names)]
-        if not left[name]:
-            done = sum(mutation.door == name for mutation in planned)
-            left[name] = {done + index: cell for index, cell in enumerate(cells(name))}
-        number = min(left[name], key=lambda number: used[left[name][number].kind])
-        used[left[name].pop(number).kind] += 1
-        planned.append(Mutation(name, number))
+    for turn in itertools.count():
+        if len(planned) == count:
+            break
+        name, all_cells = names[turn % len(names)], order[names[turn % len(names)]]
+        if turn // len(names) % DOORS[name].every:
+            continue
+
+        def so_far(index: int, name: str = name, all_cells: list[Cell] = all_cells) -> tuple[int, int, int]:
+            kind = all_cells[index].kind
+            return of_door[name, kind], of_kind[kind], of_cell[name, index]
+
+        index = min(range(len(all_cells)), key=so_far)
+        planned.append(Mutation(name, index + of_cell[name, index] * len(all_cells)))
+        kind = all_cells[index].kind
+        of_door[name, kind] += 1
+        of_kind[kind] += 1
+        of_cell[name, index] += 1
     return planned
 
 
@@ -222,6 +235,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()  # no child needs pages of its own to look through what is imported
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench((arguments.keep or Path(temporary)).resolve())
         if arguments.only:

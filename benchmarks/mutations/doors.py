@@ -34,6 +34,7 @@ class Door:
     results: patterns below the directory of what the command makes; `stdout` for what it prints.
     settle: after the damage, so that it reaches the reader: sums and archives that have to fit it.
     said_by_code: see `trial.Trial`.
+    every: of so many rounds it takes part in one: its command takes longer than others.
     """
 
     make: Callable[[Path], None]
@@ -42,6 +43,7 @@ class Door:
     results: tuple[str, ...]
     settle: Callable[[Path], None] | None = None
     said_by_code: tuple[int, ...] = ()
+    every: int = 1
 
 
 def run_stage(root: Path, command: tuple[str, ...]) -> None:
@@ -172,6 +174,7 @@ DOORS: dict[str, Door] = {
         TRAIN,
         below(f"home/data/{fixtures.DATASET}", OURS),
         TRAINED,
+        every=3,
     ),
     "train-stream": Door(
         fixtures.dataset("given/set"),
@@ -229,6 +232,7 @@ DOORS: dict[str, Door] = {
             "given/openvla/*.safetensors": SAFETENSORS,
         },
         TRAINED,
+        every=3,
     ),
     "checkpoint": Door(fixtures.trained, act, below(f"{RUN}/epoch_1", CHECKPOINT), ("stdout",), settle=resum),
     "checkpoint-manifest": Door(
@@ -240,6 +244,7 @@ DOORS: dict[str, Door] = {
         below(f"{RUN}/epoch_1", CHECKPOINT | {"training_state.pt": STATE}) | {f"{RUN}/metrics.jsonl": LINES},
         TRAINED,
         settle=resum,
+        every=2,
     ),
     "merge": Door(
         fixtures.fine_tuned,
@@ -250,6 +255,7 @@ DOORS: dict[str, Door] = {
         ),
         ("home/merged/*.json", "home/merged/*.safetensors"),
         settle=resum,
+        every=3,
     ),
     "compare": Door(
         fixtures.results,
