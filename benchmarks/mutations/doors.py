@@ -21,7 +21,7 @@ from benchmarks.mutations.tensors import SAFETENSORS
 from benchmarks.mutations.trees import JSON, LINES, STATE, YAML
 
 STRICT_JSON, STRICT_YAML = JSON.judged(is_harmless=False), YAML.judged(is_harmless=False)  # ours: no unknown keys
-PARQUET_OF_DATA = Kinds(NAMED | PARQUET)
+NAMED_PARQUET, SHARDS = Kinds(NAMED | PARQUET), Kinds(NAMED | SAFETENSORS)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ IMPORTED = ("home/data/*/**/*",)
 TRAINED = ("home/checkpoints/openvla/*/latest/codec.json", "home/checkpoints/openvla/*/latest/*.safetensors")
 META_2_1 = {"given/meta/info.json": JSON, "given/meta/episodes.jsonl": LINES, "given/meta/tasks.jsonl": LINES, "given/meta/episodes_stats.jsonl": LINES}  # fmt: skip
 META_3_0 = {"given/meta/info.json": JSON, "given/meta/stats.json": JSON, "given/meta/tasks.parquet": PARQUET, "given/meta/episodes/*/*.parquet": PARQUET}  # fmt: skip
-DATA, VIDEOS = {"given/data/*/*.parquet": PARQUET_OF_DATA}, {"given/videos/**/*.mp4": NAMED}
+DATA, VIDEOS = {"given/data/*/*.parquet": NAMED_PARQUET}, {"given/videos/**/*.mp4": NAMED}
 ZARR_2 = {"**/.z*": STRICT_JSON, "data/*/[0-9]*": FILE, "meta/*/[0-9]*": FILE}
 ZARR_3 = {"**/zarr.json": STRICT_JSON, "data/*/c/**/[0-9]*": FILE, "meta/*/c/[0-9]*": FILE}
-OURS = {"meta/robofactory.json": STRICT_JSON, "meta/info.json": JSON, "meta/stats.json": JSON, "meta/tasks.parquet": PARQUET, "meta/episodes/*/*.parquet": PARQUET, "data/*/*.parquet": PARQUET_OF_DATA}  # fmt: skip
+OURS = {"meta/robofactory.json": STRICT_JSON, "meta/info.json": JSON, "meta/stats.json": JSON, "meta/tasks.parquet": PARQUET, "meta/episodes/*/*.parquet": PARQUET, "data/*/*.parquet": PARQUET}  # fmt: skip
 CHECKPOINT = {"codec.json": STRICT_JSON, "config.yaml": STRICT_YAML, "modules.safetensors": SAFETENSORS}
 LEROBOT = ("import", "lerobot", "{root}/given", "--task", "Push", "--workers", "0")
 
@@ -206,7 +206,7 @@ DOORS: dict[str, Door] = {
         {
             "given/openvla/config.json": JSON,
             "given/openvla/model.safetensors.index.json": JSON,
-            "given/openvla/*.safetensors": SAFETENSORS,
+            "given/openvla/*.safetensors": SHARDS,
         },
         ("stdout",),
     ),
@@ -229,7 +229,7 @@ DOORS: dict[str, Door] = {
             "given/openvla/config.json": JSON,
             "given/openvla/tokenizer.json": STRICT_JSON,
             "given/openvla/preprocessor_config.json": JSON,
-            "given/openvla/*.safetensors": SAFETENSORS,
+            "given/openvla/*.safetensors": SHARDS,
         },
         TRAINED,
         every=3,

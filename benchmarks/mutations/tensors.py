@@ -9,10 +9,10 @@ from random import Random
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.mutations.damage import FILE, NAMED, Damage, Kinds
+from benchmarks.mutations.damage import FILE, Damage, Kinds
 from benchmarks.mutations.trees import JSON, written_json
 
-SAFETENSORS = Kinds(NAMED)
+SAFETENSORS = Kinds(FILE)
 
 
 def of_header(damage: Damage) -> Damage:
