@@ -5,8 +5,9 @@
 
 Each mutation is a function of its door and number. Its command runs in a process of its own: no traceback, no hang
 beyond 20 s, no memory beyond 2 GB, nothing touched outside the directories it was given, and either one line with exit
-code 2 or a result. `right` is the result of the undamaged input; `other result` is one that may be right, as of a
-dataset with other words; where what is lost cannot be guessed, or what was added means nothing, it is `silently wrong`.
+code 2 or a result. `right` is the result of the undamaged input; `warned` is another one that comes with a warning;
+`other result` is one that may be right, as of a dataset with other words, and has to be looked at; where what is lost
+cannot be guessed, or what was added means nothing, it is `silently wrong`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from benchmarks.mutations.damage import Damage, Inapplicable
 from benchmarks.mutations.doors import DOORS, Cell, Door, cells, chosen_file, run_stage
-from benchmarks.mutations.trial import FAILURES, OTHER, OUTCOMES, REFUSED, RIGHT, WRONG, Ending, Trial
+from benchmarks.mutations.trial import FAILURES, OTHER, OUTCOMES, REFUSED, RIGHT, WARNED, WRONG, Ending, Trial
 
 # Imported once, before the processes part.
 LIBRARIES = [
@@ -173,9 +174,11 @@ class Bench:
         facts = root / "damage"
         assert facts.exists(), f"{mutation} could not be made: {(root / 'stderr').read_text()}"
         damage = json.loads(facts.read_text())
-        outcome, what = ending.outcome, ending.what
-        if outcome == RIGHT and ending.result != self.undamaged(mutation.door).result:
-            outcome, what = (WRONG if damage["is_loss"] or damage["is_harmless"] else OTHER), "it was accepted"
+        outcome, what, undamaged = ending.outcome, ending.what, self.undamaged(mutation.door)
+        if outcome == RIGHT and ending.result != undamaged.result:
+            outcome = (
+                WARNED if what != undamaged.what else WRONG if damage["is_loss"] or damage["is_harmless"] else OTHER
+            )
         elif outcome == REFUSED and damage["is_harmless"]:
             outcome = WRONG
         done = f"{damage['damage']} {damage['what']}".strip()
@@ -210,7 +213,7 @@ def run(bench: Bench, mutations: Sequence[Mutation], jobs: int) -> Iterator[Row]
 def table(rows: Sequence[Row], closed: dict[str, Ending]) -> str:
     """Doors x outcomes, and the total."""
     names = list(dict.fromkeys(row.mutation.partition(":")[0] for row in rows))
-    shown = [outcome for outcome in OUTCOMES if outcome in (RIGHT, REFUSED, OTHER) or any(r.outcome == outcome for r in rows)]  # fmt: skip
+    shown = [each for each in OUTCOMES if each not in FAILURES or any(row.outcome == each for row in rows)]
     lines = [f"{'':<22}" + "".join(f"{outcome:>15}" for outcome in shown) + f"{'all':>7}"]
     for name in [*names, "all"]:
         of_door = [row for row in rows if name in ("all", row.mutation.partition(":")[0])]

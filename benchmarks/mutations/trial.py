@@ -25,12 +25,12 @@ MEMORY_BYTES = 2_000_000_000
 LIBRARIES_BYTES = 500_000_000  # what they take in a process that did nothing yet; here they are in its parent
 LONGEST_LINE = 2000  # characters
 
-RIGHT, REFUSED, OTHER = "right", "refused", "other result"
+RIGHT, REFUSED, WARNED, OTHER = "right", "refused", "warned", "other result"
 WRONG, TRACEBACK, HANG, MEMORY, OUTSIDE, LINES, OBEYED = (
     "silently wrong", "traceback", "hang", "memory", "outside", "not one line", "text obeyed",
 )  # fmt: skip
-OUTCOMES = (RIGHT, REFUSED, OTHER, WRONG, TRACEBACK, HANG, MEMORY, OUTSIDE, LINES, OBEYED)
-FAILURES = OUTCOMES[3:]
+OUTCOMES = (RIGHT, REFUSED, WARNED, OTHER, WRONG, TRACEBACK, HANG, MEMORY, OUTSIDE, LINES, OBEYED)
+FAILURES = OUTCOMES[4:]
 
 TOUCHING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.truncate")
 ELSEWHERE = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "socket.getaddrinfo")
@@ -44,7 +44,7 @@ class Ending:
     """How a command ended.
 
     outcome: one of OUTCOMES but for what needs a comparison: RIGHT here is any success.
-    what: of a failure; of a success nothing.
+    what: of a failure; of a success its last warning.
     result: a digest of what it made.
     """
 
@@ -210,7 +210,10 @@ class Trial:
             errors = [line for line in said if not line.startswith(("warning:", "usage:"))]
             is_plain = len(errors) == 1 and errors[0].startswith("error: ") and len(errors[0]) <= LONGEST_LINE
             return (REFUSED, errors[0]) if is_plain else (LINES, " / ".join(each[:200] for each in errors[:3]))
-        return (REFUSED, last) if code in self.said_by_code and code != 0 else (RIGHT, "")
+        if code in self.said_by_code:
+            return REFUSED, last
+        warnings = [line for line in stderr.splitlines() if line.startswith("warning:")]
+        return RIGHT, warnings[-1] if warnings else ""
 
     def _reached(self) -> str:
         touched = self.root / "touched"
