@@ -1,5 +1,6 @@
 """The doors: each a command that reads what others wrote, a small valid input for it, and the files in that to damage."""
 
+import hashlib
 import json
 import os
 import sys
@@ -88,8 +89,6 @@ def load_weights(root: Path) -> None:
 
 def resum(root: Path) -> None:
     """Sizes and sums in a manifest, so that what is damaged gets as far as its reader."""
-    import hashlib
-
     manifest = root / RUN / "latest/manifest.json"
     content = json.loads(manifest.read_text())
     for name in content["files"]:
