@@ -230,7 +230,7 @@ def test_merged_weights_are_published_ones_that_answer_as_the_policy(
 @pytest.mark.parametrize(("option", "value"), [("--frames", "0"), ("--device", "foo")])
 def test_merging_refuses_no_frames_and_no_device(tmp_path, monkeypatch, option, value):
     monkeypatch.setattr("sys.argv", ["merge", str(tmp_path), str(tmp_path / "merged"), option, value])
-    with pytest.raises(UserError, match=f"{option} {value}: "):
+    with pytest.raises(UserError, match=f"{option}: .*{value}"):
         merging.main()
 
 
