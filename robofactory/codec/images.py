@@ -65,7 +65,9 @@ class ImagePipeline:
         pipeline = cls(image_size, crop_area_ratio, random_crop)
         preprocessor = read_preprocessor(weights, image_size)
         if preprocessor is None:
-            note = f"no {PREPROCESSOR} in {weights}: pictures are normalised as DINOv2 and SigLIP were trained"
+            note = (
+                f"warning: no {PREPROCESSOR} in {weights}; pictures are normalised as for DINOv2 and SigLIP themselves"
+            )
             return replace(pipeline, note=note)
         means, stds = preprocessor.normalization
         if (means, stds) == (preprocessor.means, preprocessor.stds):
