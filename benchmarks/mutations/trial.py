@@ -96,8 +96,8 @@ class Trial:
             prepare()
             os.environ |= {
                 "ROBOFACTORY_HOME": str(self.root / "home"),
-                TOKEN: SECRET.decode(),
                 "WANDB_MODE": "disabled",
+                TOKEN: SECRET.decode(),
             }
             for directory in [self.root / "outside", *(self.root / "outside").glob("**/")]:
                 self._libc.inotify_add_watch(self._events, str(directory).encode(), IN_OPEN_MODIFY_CREATE_DELETE)
@@ -126,31 +126,42 @@ class Trial:
             file["data"] = np.zeros((1000, 8), np.float32)
 
     def _watch(self) -> None:
-        """Write down whatever Python touches elsewhere; what C touches is found by `outside` alone."""
+        """Write down whatever Python touches elsewhere; what C touches is found by `outside` alone.
+
+        What leads out of this process is not done.
+        """
         log = open(self.root / "touched", "w", buffering=1)  # noqa: SIM115 (for as long as the process lives)
-        written = (str(self.root), "/dev/null", "/dev/shm")
-        caches = (os.environ.get("MPLCONFIGDIR") or os.path.expanduser("~/.cache/matplotlib"), os.path.expanduser("~/.config/matplotlib"), os.path.expanduser("~/.cache/huggingface"))  # fmt: skip
-        read = (*written, *caches, str(Path(__file__).parents[2]), sys.prefix, sys.base_prefix, *sys.path, "/proc", "/sys", "/usr", "/etc", "/lib", "/dev/urandom")  # fmt: skip
-        read = tuple(os.path.realpath(path) for path in read if path)
+        caches = [os.path.expanduser(f"~/{name}") for name in (".cache/matplotlib", ".config/matplotlib", ".cache/huggingface")]  # fmt: skip
+        written = (
+            str(self.root / "home"),
+            "/dev/null",
+            "/dev/shm",
+            os.environ.get("MPLCONFIGDIR") or caches[0],
+            *caches,
+        )
+        code = (str(Path(__file__).parents[2]), sys.prefix, sys.base_prefix, *sys.path)
+        system = ("/proc", "/sys", "/usr", "/etc", "/lib", "/dev/urandom")
+        read = tuple(os.path.realpath(path) for path in (str(self.root), *written, *code, *system) if path)
 
         def is_in(path: str, places: tuple[str, ...]) -> bool:
-            real = os.path.realpath(path)
-            return any(real == place or real.startswith(place + "/") for place in places)
+            return any(path == place or path.startswith(place + "/") for place in places)
 
         def hook(event: str, given: tuple) -> None:
             if event in ELSEWHERE:
                 log.write(f"{event} {str(given)[:200]}\n")
-            elif event == "open" and isinstance(given[0], (str, bytes)):
+                raise RuntimeError("no program is started and nobody asked from here")
+            if event == "open" and isinstance(given[0], (str, bytes)):
                 path, mode, flags = os.fsdecode(given[0]), given[1] or "", given[2] or 0
                 writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or bool(set(mode) & set("wax+"))
-                if "\0" not in path and not is_in(path, written + caches if writes else read):
+                if "\0" not in path and not is_in(os.path.realpath(path), written if writes else read):
                     log.write(f"{'write' if writes else 'read'} {path!r}\n")
             elif event in TOUCHING:
-                for path in given[:2]:
-                    if isinstance(path, (str, bytes)) and "\0" not in (name := os.fsdecode(path)):
-                        parent = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
-                        if not is_in(os.path.dirname(parent), written + caches):
-                            log.write(f"{event} {name!r}\n")
+                changed = given[1:2] if event in ("os.symlink", "os.link") else given[:2]
+                beside = f"/proc/self/fd/{given[-1]}" if isinstance(given[-1], int) and given[-1] >= 0 else ""
+                for path in (os.fsdecode(each) for each in changed if isinstance(each, (str, bytes))):
+                    folder, name = os.path.split(os.path.join(beside, path))
+                    if "\0" not in path and not is_in(os.path.join(os.path.realpath(folder), name), written):
+                        log.write(f"{event} {path!r}\n")
 
         sys.addaudithook(hook)
 
