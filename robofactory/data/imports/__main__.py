@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from robofactory import arguments
+from robofactory.config import Within
 from robofactory.errors import UserError, run_command, shown
 from robofactory.paths import dataset_dir
 
@@ -23,15 +25,13 @@ FORMATS = {
     "rlds": ("rlds", "RLDS", "RLDS episodes, .tfrecord files or a directory with them"),
 }
 HUB_ID = r"[\w.-]+/[\w.-]+"
-MOST_WORKERS = 256
 
 
 def parse_arguments() -> argparse.Namespace:
     formats = "\n".join(f"  {name:<11}{what}" for name, (_, _, what) in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = arguments.Parser(
         prog="robofactory import",
         description=f"{__doc__}\n\nformats:\n{formats}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 examples:
   robofactory import maniskill demos/LiftBarrier-rf/motionplanning --task LiftBarrier-rf --agent_id 1
@@ -45,17 +45,32 @@ out. Interrupted, even killed, the same command continues.""",
     add = parser.add_argument
     add("format", metavar="FORMAT", help=", ".join(FORMATS))
     add("source", metavar="SOURCE", help="the data: a file, a directory, a hub id")
-    add("--task", required=True, help="the task that our dataset is for, for instance LiftBarrier-rf")
-    add("--agent_id", type=int, default=0, help="of the agent whose part is taken (default: %(default)s)")
-    add("--num", type=int, help="how many episodes, from the first on (default: all)")
-    add("--skip", nargs="+", action="extend", default=[], type=int, metavar="EPISODE", help="episodes to leave out, by SOURCE's own numbers")  # fmt: skip
+    add(
+        "--task",
+        type=arguments.name,
+        required=True,
+        help="the task that our dataset is for, for instance LiftBarrier-rf",
+    )
+    add(
+        "--agent_id", type=arguments.whole(0), default=0, help="of the agent whose part is taken (default: %(default)s)"
+    )
+    add("--num", type=arguments.whole(1), help="how many episodes, from the first on (default: all)")
+    add("--skip", nargs="+", action="extend", default=[], type=arguments.whole(0), metavar="EPISODE", help="episodes to leave out, by SOURCE's own numbers")  # fmt: skip
     add("--camera", nargs="+", action="extend", metavar="VIEW=NAME", help="our view and the camera it is taken from (default: all, RoboFactory's as side, overhead and wrist)")  # fmt: skip
     add("--action_key", nargs="+", metavar="NAME", help="the actions; several are joined (default: the format's)")
     add("--proprio_key", nargs="+", metavar="NAME", help="what was measured, as --action_key; none: go without")
     add("--instruction_key", metavar="NAME", help="rlds: the text that is the instruction")
     add("--instruction", metavar="WORDS", help="of all episodes (default: the source's own, or the task's)")
-    add("--fps", type=float, help="frames per second, where the source does not say or says about that (29.97: 30)")
-    add("--workers", type=int, help="processes (default: one for each core; 0: only this one)")
+    add(
+        "--fps",
+        type=arguments.number(Within("[0.01, 1000]")),
+        help="frames per second, where the source does not say or says about that (29.97: 30)",
+    )
+    add(
+        "--workers",
+        type=arguments.whole(0, arguments.MOST_WORKERS),
+        help="processes (default: one for each core; 0: only this one)",
+    )
     return parser.parse_args()
 
 
@@ -124,13 +139,7 @@ def check_arguments(args: argparse.Namespace) -> tuple[Path, dict[str, str] | No
     """
     if args.format not in FORMATS:
         raise UserError(f"no format {args.format!r}; there are {', '.join(FORMATS)}")
-    for name, least, most in (("workers", 0, MOST_WORKERS), ("num", 1, 2**31), ("agent_id", 0, 2**31)):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name} must be {least} to {most}, got {value}")
     if args.fps is not None:
-        if not 0.01 <= args.fps <= 1000:
-            raise UserError(f"--fps must be 0.01 to 1000 frames per second, got {args.fps:g}")
         args.fps = int(args.fps) if args.fps == int(args.fps) else args.fps
     for name in ("action_key", "proprio_key"):
         keys = getattr(args, name) or []
