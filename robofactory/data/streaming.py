@@ -24,6 +24,7 @@ from robofactory.data.description import (
     INFO,
     OWN,
     DatasetDescription,
+    Info,
     foreign_kind,
     import_first,
     require_views,
@@ -86,8 +87,9 @@ class StreamedReader:
         self.episode_lengths: Int64[np.ndarray, " e"]
         self.instructions: list[str]
         self.episode_lengths, self.instructions = lerobot.read_episodes(*table)
-        if self.num_episodes == 0:
-            raise UserError(f"{self.url} has no episode")
+        stated = documents.parse_json(meta[INFO], Info, f"{self.url}/{INFO}").total_episodes
+        if not 0 < self.num_episodes == stated:
+            raise UserError(f"{self.url} has {self.num_episodes} episodes in {lerobot.EPISODES}, {stated} in {INFO}")
         self.statistics = self._read_statistics(meta[lerobot.STATS])
         self._opened: collections.OrderedDict[int, OpenEpisode] = collections.OrderedDict()
 

@@ -4,6 +4,7 @@ Nothing here says what is good. Episode after episode is read and forgotten: wha
 all together a sample of numbers and pictures of a fixed size, so a dataset may be larger than memory.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from robofactory import files
 from robofactory.codec.statistics import METHODS, Statistics, grippers
 from robofactory.data import lerobot
-from robofactory.data.description import DatasetDescription, Info, read_finished
+from robofactory.data.description import INFO, DatasetDescription, Info, read_finished
 from robofactory.data.pictures import Pictures, look, small
 from robofactory.errors import UserError
 
@@ -213,7 +214,7 @@ def survey(
     if not episodes or actions.count == 0:
         raise UserError(f"{directory} has no frame with finite numbers; delete it and record again")
     actions.sample, state.sample = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-    missing, problems = _disagreements(info, num_files, first_row)
+    missing, problems = _disagreements(info, len(stated_lengths), num_files, first_row)
     passing = tuple(grippers(names[0]) if pass_through is None else pass_through)
     return Survey(
         directory, description, missing, problems, actions, state, episodes, passing, chosen, pictures, sheets
@@ -225,7 +226,7 @@ def survey(
 
 def _count_files(directory: Path) -> int:
     count = 0
-    while lerobot.data_file(directory, count).exists():
+    while os.path.lexists(lerobot.data_file(directory, count)):
         count += 1
     return count
 
@@ -234,13 +235,17 @@ def _meta(directory: Path, name: str) -> Path:
     return files.inside(directory, name, directory, lerobot.RECORD_AGAIN)
 
 
-def _disagreements(info: Info, num_files: int, num_frames: int) -> tuple[str, tuple[str, ...]]:
+def _disagreements(info: Info, num_listed: int, num_files: int, num_frames: int) -> tuple[str, tuple[str, ...]]:
     """What is missing, and what else is not as `meta/info.json` says."""
     if info.total_episodes > num_files:
         return f"meta/info.json says {info.total_episodes} episodes, there are files of {num_files}", ()
-    found = {"episodes": (info.total_episodes, num_files), "frames": (info.total_frames, num_frames)}
+    found = [
+        (INFO, info.total_episodes, "episodes", num_files),
+        ("meta/episodes", num_listed, "episodes", num_files),
+        (INFO, info.total_frames, "frames", num_frames),
+    ]
     return "", tuple(
-        f"meta/info.json says {says} {what}, the files hold {has}" for what, (says, has) in found.items() if says != has
+        f"{name} says {says} {what}, the files hold {has}" for name, says, what, has in found if says != has
     )
 
 

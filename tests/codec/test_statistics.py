@@ -68,6 +68,36 @@ def test_a_dataset_is_an_entry_of_the_official_norm_stats():
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("usual", [0.0, 0.25])
+def test_an_event_that_one_frame_in_a_hundred_has_survives(method: str, usual: float):
+    """q01_q99 erased it: q01 and q99 were one value, and both came back as that."""
+    values = make_actions()
+    values[:, 3] = usual
+    values[5::200, 3], values[6::200, 3] = -1.0, 1.0
+    statistics = measure(method, values)
+    back = statistics.denormalize(statistics.normalize(values))
+    np.testing.assert_allclose(back[:, 3], values[:, 3], rtol=0, atol=3e-8)
+    low, high = (np.array(statistics.official()[name])[3] for name in ("q01", "q99"))
+    normalized = statistics.normalize(values)[:, 3]
+    np.testing.assert_allclose(0.5 * (normalized + 1) * (high - low) + low, values[:, 3], rtol=0, atol=3e-8)
+
+
+def test_a_codec_of_before_decodes_as_it_did():
+    """Its q01 and q99 are one value; what it learned was made with that."""
+    content = measure("q01_q99").to_json()
+    content["q01"][3] = content["q99"][3] = 0.5
+    assert (Statistics.from_json(content).denormalize(np.array([[-1.0] * 8, [1.0] * 8]))[:, 3] == 0.5).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_too_far_for_float32_are_refused(method: str):
+    numbers = {name: np.array([0.0, 0.5]) for name in ("min", "max", "mean", "std", "q01", "q99")}
+    numbers |= {"min": np.array([0.0, -1e300]), "max": np.array([1.0, 1e308]), "q99": np.array([1.0, 1e308])}
+    with pytest.raises(UserError, match=r"'b' reaches -1e\+300\.\.1e\+308, which is too far for float32"):
+        Statistics.of_numbers(numbers, 10, ["a", "b"], method)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_gripper_passes_through(method: str):
     actions = make_actions()
     np.testing.assert_array_equal(measure(method).normalize(actions)[:, 7], actions[:, 7])

@@ -249,6 +249,13 @@ def test_a_table_of_episodes_that_is_none_is_refused(dataset, name, values, mess
         assert message in str(refused.value) and EPISODES in str(refused.value)
 
 
+def test_a_list_of_fewer_episodes_is_found(dataset):
+    pq.write_table(pq.read_table(dataset / EPISODES).slice(0, 2), dataset / EPISODES)
+    assert survey(dataset).problems == ("meta/episodes says 2 episodes, the files hold 3",)
+    with pytest.raises(UserError, match=r"has 2 episodes in meta/episodes/.*, 3 in meta/info\.json"):
+        StreamedReader(f"file://{dataset}", VIEWS, dataset.parent / "cache", 2)
+
+
 def test_a_stream_whose_table_and_files_disagree_is_refused(dataset):
     path = dataset / FIRST
     path.write_bytes(lerobot.to_parquet(pq.read_table(path).slice(0, 4)))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,29 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(source, home, monkeypa
     ) as error:
         reader.frame(1, 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), httpx.ConnectError("no\nroute"), OSError()]
+)
+def test_whatever_a_network_says_is_one_line(source, home, monkeypatch, error):
+    """httpx's errors, which the hub's file system raises, are no OSError."""
+    reader, tries = reader_of(source, home), []
+
+    def fail(*args, **options):
+        tries.append(args)
+        raise error
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", fail)
+    with pytest.raises(UserError, match=r"cannot read file://") as stopped:
+        reader.frame(0, 0)
+    assert "\n" not in str(stopped.value) and len(tries) == (1 if isinstance(error, PermissionError) else 3)
+
+
+def test_a_file_that_is_far_too_large_is_not_fetched(source, home, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_BYTES", 2000)
+    with pytest.raises(UserError, match=r"meta/info\.json is no file of at most 2,000 bytes"):
+        reader_of(source, home)
 
 
 def test_what_cannot_be_read_is_one_line(source, home):
