@@ -157,7 +157,7 @@ def _save(
     if recipe.model.use_lora:
         save_adapter_config(model, recipe.model.model_name, temporary)
     codec.save(temporary)
-    (temporary / CONFIG).write_text(to_yaml(recipe), encoding="utf-8")
+    (temporary / CONFIG).write_text(to_yaml(recipe), encoding="utf-8", newline="\n")
     try:
         torch.save(state, temporary / STATE)
     except RuntimeError as error:  # how it tells of a full disk

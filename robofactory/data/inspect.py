@@ -8,7 +8,6 @@ import argparse
 import sys
 
 from robofactory import arguments
-from robofactory.config import home
 from robofactory.errors import UserError, run_command
 
 
@@ -32,8 +31,6 @@ def main() -> None:
     if "://" in args.dataset:
         raise UserError(f"{args.dataset} is not on a disk; copy it to a directory, and inspect that")
     dataset = arguments.path(args.dataset)
-    if not dataset.is_dir():
-        raise UserError(f"{dataset} is no directory; give that of a dataset, for instance one in {home() / 'data'}")
     from robofactory.data.description import read_finished
 
     read_finished(dataset)  # refused before anything is loaded that draws

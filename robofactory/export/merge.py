@@ -131,7 +131,7 @@ def _merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: 
             shutil.copy(path, temporary)
         codec.save(temporary)
         for file, content in contents.items():
-            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
         save_openvla(model, temporary)
         flush(temporary)
         temporary.rename(output)

@@ -209,6 +209,6 @@ def save_openvla(model: OpenVLA, directory: Path, shard_bytes: int = SHARD_BYTES
     if len(shards) > 1:
         total_size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n")
     if proprio:
         save_file({name: tensor.cpu() for name, tensor in proprio.items()}, directory / PROPRIO, PYTORCH)
