@@ -82,10 +82,10 @@ def main() -> None:
             if "://" not in place and not Path(place).is_dir() and Path(place) not in demonstrations:
                 raise UserError(f"data.datasets: there is no directory {place}")
         demonstrations = [directory for directory in demonstrations if directory.name in recipe.data.datasets]
+    if args.config or not all(map(is_recorded, demonstrations)):
+        require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
     runs = [run_dir(args.policy, args.task, agent_id, recipe.data.num_episodes) for agent_id in agents]
     with owned(runs):
-        if args.config or not all(map(is_recorded, demonstrations)):
-            require_task(args.task, args.config, args.agent_id, recipe.data.num_episodes)
         if args.config:
             require_same_scene(args.task, args.config, recipe, [each for each in demonstrations if is_recorded(each)])
         require_hardware(recipe, args.gpus)
