@@ -50,6 +50,8 @@ def play(
 def episodes_played(directory: Path, protocol: Protocol) -> list[EpisodeResult]:
     """The episodes of this protocol that an earlier evaluation has played; how many it was to play does not matter.
 
+    Those that crashed or timed out are played again: less memory in use, or a higher --time_limit, may have mended it.
+
     Raises:
         UserError: the directory holds an evaluation by another protocol, or one that cannot be read.
     """
@@ -63,8 +65,10 @@ def episodes_played(directory: Path, protocol: Protocol) -> list[EpisodeResult]:
     differences = [name for name in earlier.protocol.differences(protocol) if name not in ("num_episodes", "until")]
     if differences:
         raise UserError(f"{directory} holds an evaluation that differs in {', '.join(differences)}; {instead}")
-    done = [episode for episode in earlier.episodes if episode.seed in protocol.seeds]
-    print(f"{len(done)} episodes of this evaluation are done already (delete {directory} to play them again)")
+    played = [episode for episode in earlier.episodes if episode.seed in protocol.seeds]
+    done = [episode for episode in played if episode.is_judged]
+    again = f"; {len(played) - len(done)} that crashed or timed out are played again" if len(done) < len(played) else ""
+    print(f"{len(done)} episodes of this evaluation are done already (delete {directory} to play them again){again}")
     return done
 
 

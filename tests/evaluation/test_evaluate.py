@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_samples import TASK, film, sample_evaluation, sample_scene
-from worker_samples import fail_to_set_up, play_by_turns, play_with_trouble, sample_episode
+from worker_samples import fail_to_set_up, play_all_well, play_by_turns, play_with_trouble, sample_episode
 
 from robofactory import files
 from robofactory.config import look_of, overridden, to_yaml, with_look, with_pictures
 from robofactory.errors import UserError
 from robofactory.evaluation import evaluate, playing, results
 from robofactory.evaluation.ablations import Ablation
-from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS
+from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT
 from robofactory.evaluation.workers import play_episodes
 from robofactory.paths import MANIFEST, find_checkpoints
 
@@ -247,6 +247,18 @@ def test_a_complete_evaluation_is_kept(tmp_path):
     assert len(playing.episodes_played(tmp_path, protocol)) == protocol.num_episodes, (
         "a complete one is not played again"
     )
+
+
+def test_what_crashed_or_timed_out_is_played_again_by_the_same_command(tmp_path):
+    """Whatever had killed it, memory or too short a time limit, no corrected command could mend the result."""
+    done = [sample_episode(0), sample_episode(1, CRASH), sample_episode(2, TIME_OUT), sample_episode(3, FAILURE)]
+    results.save(results.Evaluation(numbered(4), done), tmp_path)
+    found = playing.episodes_played(tmp_path, numbered(4))
+    assert found == [done[0], done[3]]
+    evaluation = playing.play_missing(numbered(4), found, tmp_path, in_processes(play_all_well))
+    assert [(e.seed, e.outcome) for e in evaluation.episodes] == [
+        (0, SUCCESS), (1, SUCCESS), (2, SUCCESS), (3, FAILURE)
+    ]  # fmt: skip
 
 
 def test_an_evaluation_until_it_knows_ends_at_the_same_seed_however_fast_its_workers_are(tmp_path):
