@@ -12,14 +12,16 @@ from benchmarks.mutations.damage import FILE, Damage, Inapplicable, Kinds, outsi
 from benchmarks.mutations.pictures import other_mode, other_picture
 
 PARQUET = Kinds(FILE)
+AS_OURS = {"compression": "none", "use_dictionary": False, "write_statistics": False}  # as our datasets are written
 Change = Callable[[pa.Table, Random, Path], tuple[pa.Table, str]]
 
 
 def of_table(is_harmless: bool = False, is_loss: bool = False) -> Callable[[Change], Change]:
     def register(change: Change) -> Change:
         def apply(path: Path, random: Random) -> str:
+            is_ours = pq.read_metadata(path).row_group(0).column(0).compression == "UNCOMPRESSED"
             table, what = change(pq.read_table(path), random, path)
-            pq.write_table(table, path)
+            pq.write_table(table, path, **AS_OURS if is_ours else {}, row_group_size=max(1, len(table)))
             return what
 
         PARQUET[change.__name__] = Damage(change.__name__, apply, is_harmless, is_loss)
