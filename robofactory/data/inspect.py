@@ -6,8 +6,10 @@ name: data.accept='[action_equals_state]'. Exit code 1 when there is one.
 
 import argparse
 import sys
+from pathlib import Path
 
 from robofactory import arguments
+from robofactory.config import home
 from robofactory.errors import UserError, run_command
 
 
@@ -20,17 +22,23 @@ examples:
   robofactory inspect robofactory/data/LiftBarrier-rf_Agent0_150
   robofactory inspect my/dataset --output my/report.html""",
     )
-    parser.add_argument("dataset", help="its directory")
+    parser.add_argument("dataset", type=on_this_disk, help="its directory")
     parser.add_argument("--output", type=arguments.path, metavar="FILE.html", help="the report with figures and pictures (default: inspection.html in the dataset)")  # fmt: skip
     parser.add_argument("--pass_through", nargs="*", metavar="NAME", help="action dimensions that are in [-1, 1] already, as data.pass_through of the recipe; no name: none (default: those called gripper)")  # fmt: skip
     return parser.parse_args()
 
 
+def on_this_disk(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is not on a disk; copy it to a directory, and inspect that")
+    return arguments.path(text)
+
+
 def main() -> None:
     args = parse_arguments()
-    if "://" in args.dataset:
-        raise UserError(f"{args.dataset} is not on a disk; copy it to a directory, and inspect that")
-    dataset = arguments.path(args.dataset)
+    dataset = args.dataset
+    if not dataset.exists():
+        raise UserError(f"no dataset at {dataset}; see {home() / 'data'}, or import or record one")
     from robofactory.data.description import read_finished
 
     read_finished(dataset)  # refused before anything is loaded that draws
