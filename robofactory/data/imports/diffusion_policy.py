@@ -32,7 +32,7 @@ from robofactory.data.imports.source import (
     numbered,
 )
 from robofactory.errors import UserError
-from robofactory.shapes import JOINT_NAMES
+from robofactory.robots.panda import ROBOT as PANDA
 
 try:
     import zarr
@@ -70,8 +70,8 @@ class DiffusionPolicy(Source):
         vectors = {name: numbered(name, array.shape[1]) for name, array in arrays.items() if array.ndim == 2}
         self._action_keys = options.action_keys or ("action",)
         self.action_names = choose_vectors(self._action_keys, vectors, "action", path)
-        if self._action_keys == ("action",) and len(self.action_names) == len(JOINT_NAMES):
-            self.action_names = JOINT_NAMES  # what RoboFactory's eight are
+        if self._action_keys == ("action",) and len(self.action_names) == len(PANDA.names):
+            self.action_names = PANDA.names  # what RoboFactory's eight are
         self._proprio_keys = options.proprio_keys or ("state",)
         if self._proprio_keys == NONE:
             self._proprio_keys = ()

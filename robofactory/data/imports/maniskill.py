@@ -31,7 +31,7 @@ from robofactory.data.imports.source import (
     numbered,
 )
 from robofactory.errors import UserError
-from robofactory.shapes import JOINT_NAMES, gripper_command
+from robofactory.robots.panda import ROBOT as PANDA
 
 try:
     import h5py
@@ -41,7 +41,7 @@ except ImportError:
 CONTROL_FREQ_HZ = 20  # ManiSkill's, where env_info does not say another
 CONTROL_MODE = "pd_joint_pos"  # what our tasks execute
 FRAMES_AT_ONCE = 32  # read and unpacked together
-PANDA_QPOS_DIM, PANDA_ARM_DIM = 9, 7  # the last two are the fingers, in m
+PANDA_QPOS_DIM = 9  # the last two are the fingers, in m
 
 
 class ManiSkill(Source):
@@ -70,8 +70,8 @@ class ManiSkill(Source):
             vectors = {key: _names(key, first[data]) for key, data in self._vector_keys(first).items()}
 
         modes = sorted({e.get("control_mode", CONTROL_MODE) for e in recorded})
-        is_panda = modes == [CONTROL_MODE] and action_dim == len(JOINT_NAMES)
-        self.action_names = tuple(JOINT_NAMES if is_panda else numbered("action", action_dim))
+        is_panda = modes == [CONTROL_MODE] and action_dim == len(PANDA.names)
+        self.action_names = tuple(PANDA.names if is_panda else numbered("action", action_dim))
         self._proprio_keys = options.proprio_keys or ("qpos",)
         if options.action_keys is not None:
             raise UserError(f"{self.path} has the actions of --agent_id and no others; leave --action_key away")
@@ -170,11 +170,8 @@ def _is_panda(key: str, width: int) -> bool:
 
 
 def _names(key: str, data: Any) -> list[str]:
-    return list(JOINT_NAMES) if _is_panda(key, data.shape[1]) else numbered(key, data.shape[1])
+    return list(PANDA.names) if _is_panda(key, data.shape[1]) else numbered(key, data.shape[1])
 
 
 def _values(key: str, values: Shaped[np.ndarray, "n s"]) -> Float[np.ndarray, "n s2"]:
-    if not _is_panda(key, values.shape[1]):
-        return values
-    fingers_m = values[:, PANDA_ARM_DIM:].mean(axis=1, keepdims=True)
-    return np.concatenate([values[:, :PANDA_ARM_DIM], gripper_command(fingers_m)], axis=1)
+    return PANDA.proprio(values) if _is_panda(key, values.shape[1]) else values
