@@ -27,7 +27,7 @@ def play(env, seed, next_actions, max_steps):
     actions = []
     for step in range(max_steps):
         actions.append(np.stack(next_actions(expert, step)))
-        _, _, _, _, info = env.step(dict(zip(env.unwrapped.agent_names, actions[-1], strict=True)))
+        _, _, _, _, info = env.step(env.unwrapped.as_maniskill(actions[-1]))
         if info["success"].item():
             return True, np.stack(actions)
     return False, np.stack(actions)

@@ -84,12 +84,11 @@ def run_episode(env, seed: int, make_disturbance: Callable | None) -> tuple[dict
     env.reset(seed=seed)
     expert = make_expert(env)
     disturb = make_disturbance(env, seed) if make_disturbance else None
-    names = env.unwrapped.agent_names
     for step in range(env.unwrapped.config.max_episode_steps):
         actions = expert.act()
         if disturb:
             actions = disturb(step, actions)
-        _, _, terminated, truncated, info = env.step(dict(zip(names, actions, strict=True)))
+        _, _, terminated, truncated, info = env.step(env.unwrapped.as_maniskill(actions))
         if bool(terminated) or bool(truncated):
             break
     return info, step + 1

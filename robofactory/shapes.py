@@ -30,16 +30,6 @@ class Observation:
 # Absolute joint targets in rad, then the gripper command in [-1, 1] (-1 close, +1 open): what `pd_joint_pos` executes.
 Action = Float32[np.ndarray, " a"]
 
-# Of a Panda's actions and proprio.
-NUM_JOINTS = 7  # before the gripper
-JOINT_NAMES = (*(f"panda_joint{i}" for i in range(1, NUM_JOINTS + 1)), "gripper")
-GRIPPER_CLOSED_M, GRIPPER_OPEN_M = -0.01, 0.04  # finger joint targets of the commands -1 and +1 (ManiSkill's Panda)
-
-
-def gripper_command(width_m: float | Float[np.ndarray, "*b"]) -> float | Float[np.ndarray, "*b"]:
-    """The command in [-1, 1] that asks for this finger width (0.04 -> +1, -0.01 -> -1)."""
-    return 2.0 * (width_m - GRIPPER_CLOSED_M) / (GRIPPER_OPEN_M - GRIPPER_CLOSED_M) - 1.0
-
 
 @dataclass(frozen=True)
 class Batch:

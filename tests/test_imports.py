@@ -21,21 +21,30 @@ ALLOWED = {
     "processes": set(),
     "shapes": set(),
     "html": {"documents", "files"},
+    "robots": set(),
     "config": {"files", "settings"},
     "paths": {"config"},
     "arguments": {"config", "paths"},
     "published": {"documents", "files"},
     "manifest": {"documents", "files", "paths"},
-    "sim": {"config", "shapes"},
+    "sim": {"config", "robots", "shapes"},
     "codec": CONTRACTS | {"published"},
     "model": CONTRACTS | {"published"},
-    "data": CONTRACTS | {"codec", "html", "processes"},
-    "demos": CONTRACTS | {"sim", "data.episodes", "policy", "processes"},  # policy: whose states the expert relabels
+    "data": CONTRACTS | {"codec", "html", "processes", "robots"},
+    "demos": CONTRACTS
+    | {
+        "sim",
+        "robots",
+        "data.episodes",
+        "data.description",
+        "policy",
+        "processes",
+    },  # policy: whose states the expert relabels
     "checkpoint": CONTRACTS | {"manifest", "model", "codec"},
     "training": CONTRACTS | {"data", "model", "codec", "checkpoint", "html", "processes"},
     "export": CONTRACTS | {"data", "model", "codec", "checkpoint", "published"},
     "policy": CONTRACTS | {"checkpoint", "codec", "model"},
-    "evaluation": CONTRACTS | {"sim", "policy", "settings", "html", "processes"},
+    "evaluation": CONTRACTS | {"sim", "policy", "settings", "html", "processes", "robots"},
 }
 BARE = (
     "robofactory.arguments",

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from robofactory import robots
 from robofactory.config import SceneConfig
 from robofactory.data.episodes import Episode, encode_png
-from robofactory.demos.disturbances import Disturbances
+from robofactory.demos.disturbances import Disturber
 from robofactory.demos.turns import Turns
 from robofactory.shapes import Action, Observation
-from robofactory.sim.env import make_env, make_expert, observe
+from robofactory.sim.env import make_env, make_expert, observe, step
+from robofactory.sim.task import find_task
 
 STEPS_AFTER_SUCCESS = 5  # what to do when it is done is learned too: hold
 POLICY_EPISODE_STEPS = 100  # at most: a policy that is stuck need not be seen for longer
@@ -28,12 +30,12 @@ class ExpertPlayer:
     """The expert acts; in a share of the episodes it is disturbed. Episodes in which it fails are dropped."""
 
     def __init__(self, scene: SceneConfig, noise_share: float):
-        self.env, self.noise_share, self.num_agents = make_env(scene), noise_share, scene.num_agents
+        self.env, self.scene, self.noise_share = make_env(scene), scene, noise_share
         self.max_steps = scene.max_episode_steps
 
     def play(self, seed: int) -> list[Episode] | None:
         random = np.random.default_rng([seed, NOISE_STREAM])
-        disturb = draw_disturbances(self.noise_share, self.num_agents, random)
+        disturb = draw_disturbances(self.scene, self.noise_share, random)
         parts, succeeded = play(self.env, seed, self.max_steps, disturb)
         return parts if succeeded else None
 
@@ -47,15 +49,15 @@ class PolicyPlayer:
     def __init__(self, scene: SceneConfig, noise_share: float, checkpoints: Sequence[Path]):
         from robofactory.policy import Policy  # not at the top: the expert alone needs no model
 
-        self.env, self.noise_share, self.num_agents = make_env(scene), noise_share, scene.num_agents
+        self.env, self.scene, self.noise_share = make_env(scene), scene, noise_share
         # Of several datasets, these robots are those of the demonstrations, which the run is named after.
         self.policies = [Policy.load(checkpoint, dataset=checkpoint.parent.name) for checkpoint in checkpoints]
-        assert len(self.policies) == self.num_agents, (len(self.policies), self.num_agents)
+        assert len(self.policies) == scene.num_agents, (len(self.policies), scene.num_agents)
 
     def play(self, seed: int) -> list[Episode]:
         random = np.random.default_rng([seed, NOISE_STREAM])
-        disturb = draw_disturbances(self.noise_share, self.num_agents, random)
-        turns = Turns(self.num_agents, random)
+        disturb = draw_disturbances(self.scene, self.noise_share, random)
+        turns = Turns(self.scene.num_agents, random)
         for policy in self.policies:
             policy.start_episode(seed)
 
@@ -70,10 +72,11 @@ class PolicyPlayer:
         return play(self.env, seed, POLICY_EPISODE_STEPS, act)[0]
 
 
-def draw_disturbances(share: float, num_agents: int, random: np.random.Generator) -> Act:
+def draw_disturbances(scene: SceneConfig, share: float, random: np.random.Generator) -> Act:
     """What changes the actions of an episode, which is one of the share that is disturbed, or not."""
     is_disturbed = random.random() < share
-    disturbances = Disturbances(num_agents, random)
+    num_joints = robots.find(scene.robots[0].uid).num_joints
+    disturbances = Disturber(find_task(scene.task).disturbances, scene.num_agents, num_joints, random)
 
     def disturb(seen: list[Observation], actions: list[Action]) -> list[Action]:
         if not is_disturbed:
@@ -88,7 +91,6 @@ def play(env: Any, seed: int, max_steps: int, act: Act) -> tuple[list[Episode], 
     # Built anew: what PhysX keeps over a mere reset would make the last bits depend on the episodes before.
     env.reset(seed=seed, options={"reconfigure": True})
     expert = make_expert(env)
-    names = env.unwrapped.agent_names
     observations, labels, executed = [], [], []
     steps_left, succeeded = max_steps, False
     while steps_left > 0:
@@ -97,7 +99,7 @@ def play(env: Any, seed: int, max_steps: int, act: Act) -> tuple[list[Episode], 
         observations.append(seen)
         labels.append(answers)
         executed.append(actions)
-        info = env.step(dict(zip(names, actions, strict=True)))[-1]
+        info = step(env, actions)
         steps_left -= 1
         if not succeeded and bool(info["success"]):
             succeeded, steps_left = True, min(steps_left, STEPS_AFTER_SUCCESS)

@@ -279,8 +279,8 @@ def relabel(
 
 def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int, driver: str) -> "DatasetDescription":
     """What all episodes of one agent share."""
+    from robofactory import robots
     from robofactory.data.episodes import DatasetDescription
-    from robofactory.shapes import JOINT_NAMES
 
     cameras = {camera.uid: camera for camera in scene.cameras}
     views = {view: cameras[uid.format(agent=agent)] for view, uid in scene.views.items()}
@@ -288,7 +288,7 @@ def describe(scene: SceneConfig, agent: int, noise_share: float, first_seed: int
         scene_yaml=to_yaml(scene),
         agent_id=agent,
         image_sizes={view: (camera.height, camera.width) for view, camera in views.items()},
-        joint_names=JOINT_NAMES,
+        joint_names=robots.find(scene.robots[agent].uid).names,
         fps=scene.control_freq_hz,
         robot_type=scene.robots[agent].uid,
         noise_share=noise_share,

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from robofactory import robots
 from robofactory.config import CameraConfig, LightingConfig, SceneConfig
 from robofactory.evaluation.asked_ablations import Ablation
-from robofactory.shapes import Action, Observation, gripper_command
+from robofactory.shapes import Action, Observation
 
 STREAM = 2  # keeps these draws apart from the layout's, which come from the same seed
 ABLATIONS = "ablations"  # the folder of their results, below those of the unchanged evaluation
@@ -104,8 +105,8 @@ def delay(episode: Episode, delay_steps: int) -> Perturbation:
     """Every action is executed so many steps late; before the first one arrives, an arm keeps its posture."""
     pending: dict[int, deque[Action]] = {}
     for agent in episode.agents:
-        *joints, left, right = episode.scene.robots[agent].rest_qpos
-        posture = np.array([*joints, gripper_command((left + right) / 2)], np.float32)
+        placed = episode.scene.robots[agent]
+        posture = robots.find(placed.uid).proprio(np.array(placed.rest_qpos))
         pending[agent] = deque([posture] * delay_steps)
 
     def act(actions: list[Action]) -> list[Action]:

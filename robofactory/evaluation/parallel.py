@@ -47,7 +47,7 @@ class Lockstep:
 
     def __call__(self, seat: int, seeds: Mapping[int, int]) -> Round:
         """Plays a seed in each of these rows; in the others, arms keep their posture. There is only one seat."""
-        from robofactory.sim.env import observe_each
+        from robofactory.sim.env import observe_each, step
 
         with ExitStack() as open_videos:
             going = {row: open_videos.enter_context(Episode(self.plan, seed)) for row, seed in seeds.items()}
@@ -74,9 +74,8 @@ class Lockstep:
                 answers = yield turn
                 for row, episode in going.items():
                     actions[row] = episode.act(None, answers[row])
-                by_agent = [np.stack(rows) for rows in zip(*actions, strict=True)]  # [b, 8] each
-                info = self.env.step(dict(zip(table.agent_names, by_agent, strict=True)))[-1]
-                infos = of_each(info, self.num_rows)
+                by_agent = [np.stack(rows) for rows in zip(*actions, strict=True)]  # [b, a] each
+                infos = of_each(step(self.env, by_agent), self.num_rows)
                 for row, episode in going.items():
                     episode.see(infos[row])
 

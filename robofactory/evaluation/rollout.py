@@ -65,7 +65,7 @@ class Rollout:
         self.envs: dict[int, Any] = {}  # by seat
 
     def __call__(self, seat: int, seed: int) -> Play:
-        from robofactory.sim.env import make_env, make_expert, observe
+        from robofactory.sim.env import make_env, make_expert, observe, step
 
         is_seen = bool(self.plan.learned) or self.plan.directory is not None  # the expert alone needs no images
         with Episode(self.plan, seed) as episode:
@@ -83,8 +83,7 @@ class Rollout:
                 actions = expert.act() if len(self.plan.learned) < self.plan.scene.num_agents else None
                 answer = (yield observations) if self.plan.learned else None
                 actions = episode.act(actions, answer)
-                info = env.step(dict(zip(env.unwrapped.agent_names, actions, strict=True)))[-1]
-                episode.see(of_each(info, 1)[0])
+                episode.see(of_each(step(env, actions), 1)[0])
 
 
 class Episode:

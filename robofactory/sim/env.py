@@ -3,8 +3,8 @@
 robofactory preview --config robofactory/configs/table/lift_barrier.yaml --render scene.png
 """
 
-import importlib
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -15,16 +15,13 @@ from robofactory.errors import UserError, run_command
 if TYPE_CHECKING:  # this module answers --help on a machine where nothing is installed
     import gymnasium as gym
 
-    from robofactory.shapes import Observation
+    from robofactory.shapes import Action, Observation
 else:
     Observation = Any
 
-# task -> the module with its environment (registered under the task's name) and `make_expert`
-TASKS = {"LiftBarrier-rf": "robofactory.sim.tasks.lift_barrier"}
-
 
 def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend: str = "cpu") -> "gym.Env":
-    """The task's environment; actions are {"panda-0": float32[8], "panda-1": ...}. Stepping renders nothing.
+    """The task's environment, see `step`. Stepping renders nothing.
 
     `reset(seed=s)` gives the same layout to the bit. The same actions then give the same motion to about a millimetre:
     PhysX keeps its contact caches from one episode to the next.
@@ -35,6 +32,8 @@ def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend
     Raises:
         UserError: a scene that does not fit its task, no device that can render, or none for physics on the GPU.
     """
+    from robofactory.sim.task import find_task
+
     check_scene(scene, f"scene {scene.task}")
     if backend not in ("cpu", "gpu"):
         raise UserError(f"backend {backend!r} is none of cpu, gpu")
@@ -43,11 +42,17 @@ def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend
     if backend == "gpu":
         require_gpu_physics()
     import gymnasium as gym
+    from mani_skill.utils.registration import REGISTERED_ENVS, register_env
+
+    from robofactory.sim.scene import robots_of
 
     # Mesa writes its shader cache in a thread of low priority. On a busy machine a process could not end for minutes,
     # because that thread never came to run; starting without the cache takes no longer (7 s of CPU).
     os.environ.setdefault("MESA_SHADER_CACHE_DISABLE", "true")
-    importlib.import_module(TASKS[scene.task])
+    task = find_task(scene.task)
+    if task.name not in REGISTERED_ENVS:
+        register_env(task.name)(task.make_environment_class())
+    (control_mode,) = {robot.control_mode for robot in robots_of(scene)}
     try:
         return gym.make(
             scene.task,
@@ -56,7 +61,7 @@ def make_env(scene: SceneConfig, render: bool = True, num_envs: int = 1, backend
             num_envs=num_envs,
             obs_mode="none",
             reward_mode="none",
-            control_mode="pd_joint_pos",
+            control_mode=control_mode,
             sim_backend=f"physx_{'cuda' if backend == 'gpu' else 'cpu'}",
             render_backend=("gpu" if backend == "gpu" else "cpu") if render else "none",
         )
@@ -100,7 +105,7 @@ def observe_each(env: "gym.Env") -> list[list[Observation]]:
 
     table: Any = env.unwrapped
     pictures = {uid: picture.cpu().numpy() for uid, picture in table.pictures().items()}  # [b, h, w, 3]
-    proprio = [table.proprio(agent) for agent in range(table.config.num_agents)]  # [b, 8]
+    proprio = [table.proprio(agent) for agent in range(table.config.num_agents)]  # [b, s]
 
     def of(index: int, agent: int) -> Observation:
         images = {view: pictures[uid][index] for view, uid in view_cameras(table.config, agent).items()}
@@ -110,25 +115,36 @@ def observe_each(env: "gym.Env") -> list[list[Observation]]:
 
 
 def make_expert(env: "gym.Env") -> Any:
-    """The task's scripted expert: `act() -> [float32[8] per agent]` and `phases() -> [str per agent]`.
+    """The task's scripted expert: `act() -> [float32[a] per agent]` and `phases() -> [str per agent]`.
 
     Raises:
         UserError: several parallel environments; the expert reads one.
     """
+    from robofactory.sim.task import find_task
+
     table: Any = env.unwrapped
     if table.num_envs != 1:
         raise UserError(f"the expert drives 1 environment, not {table.num_envs}")
-    return importlib.import_module(TASKS[table.config.task]).make_expert(env)
+    return find_task(table.config.task).make_expert(env)
+
+
+def step(env: "gym.Env", actions: "Sequence[Action]") -> dict[str, Any]:
+    """Execute an action of each agent, in their order; what the task's `evaluate` returns.
+
+    Of parallel environments, the actions of each agent are float32 [b, a].
+    """
+    table: Any = env.unwrapped
+    return env.step(table.as_maniskill(actions))[-1]
 
 
 def check_scene(scene: SceneConfig, source: str) -> None:
     """Raises UserError, naming `source` and the key, unless the scene has what its task needs."""
-    if scene.task not in TASKS:
-        raise UserError(f"{source}: key 'task': unknown task {scene.task!r}; there are {', '.join(TASKS)}")
-    task = importlib.import_module(TASKS[scene.task])
+    from robofactory.sim.task import find_task
+
+    task = find_task(scene.task, source)
     for section, present, needed in (
-        ("objects", scene.objects, task.REQUIRED_OBJECTS),
-        ("success", scene.success, task.REQUIRED_SUCCESS),
+        ("objects", scene.objects, task.objects),
+        ("success", scene.success, task.success),
     ):
         for name in needed:
             if name not in present:
@@ -136,8 +152,8 @@ def check_scene(scene: SceneConfig, source: str) -> None:
         for name in present:
             if name not in needed:
                 raise UserError(f"{source}: unknown key '{section}.{name}'; {scene.task} has {', '.join(needed)}")
-    if scene.num_agents != task.NUM_AGENTS:
-        raise UserError(f"{source}: key 'robots': {scene.task} takes {task.NUM_AGENTS}, got {scene.num_agents}")
+    if scene.num_agents != task.num_agents:
+        raise UserError(f"{source}: key 'robots': {scene.task} takes {task.num_agents}, got {scene.num_agents}")
 
 
 def main() -> None:
@@ -176,7 +192,7 @@ def main() -> None:
     expert = make_expert(env)
     table: Any = env.unwrapped
     for _ in range(args.steps):
-        env.step(dict(zip(table.agent_names, expert.act(), strict=True)))
+        step(env, expert.act())
 
     from PIL import Image
 

@@ -1,6 +1,6 @@
-"""A Panda with light visuals, made at run time from ManiSkill's meshes and kept in the user's cache.
+"""Robots with light visuals, made at run time from ManiSkill's meshes and kept in the user's cache.
 
-Vertices are the cost of software rendering: the original arm has 135,000 triangles (54-66 ms a camera on a CPU). Here
+Vertices are the cost of software rendering: a Panda has 135,000 triangles (54-66 ms for each camera on a CPU). Here
 all vertices within one cell of a grid become one, per colour and link. Physics is untouched.
 """
 
@@ -12,48 +12,44 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import trimesh
 from jaxtyping import Float, Int
-from mani_skill.agents.robots.panda.panda import Panda
+from mani_skill.agents import BaseAgent
 
 from robofactory.errors import UserError
+from robofactory.robots import Robot
 
-CELL_M = 0.02  # 3.4 ms a camera at 224 px; 12 mm cost 6.7 ms and look no different at 96 px
+CELL_M = 0.02  # 3.4 ms for each camera at 224 px; 12 mm cost 6.7 ms and look no different at 96 px
 FINE_CELL_M = 0.006  # hand and fingers: what the wrist camera is about
-_FINE = ("hand", "finger")
 _VERSION = 1  # of this file's output
-_VISUAL = re.compile(r'filename="franka_description/meshes/visual/(\w+)\.glb"')
+_VISUAL = re.compile(r'filename="(?P<file>[\w/]*/visual/(?P<name>\w+)\.glb)"')
+_RELATIVE = re.compile(r'filename="(?=[^/"])')  # of what stays as it is: collision meshes
 
 
-class PandaLow(Panda):
-    """ManiSkill's Panda with light visuals. `uid` stays "panda", so actions keep their names."""
+def with_light_visuals(agent: type[BaseAgent], robot: Robot) -> type[BaseAgent]:
+    """ManiSkill's robot with light visuals; the meshes are made the first time. Any number of processes may ask at once.
 
-    urdf_path = ""  # set by `light_panda`
-
-
-def light_panda() -> type[Panda]:
-    """The Panda with light visuals; the meshes are made the first time. Any number of processes may ask at once.
+    `uid` stays the same, so actions keep their names.
 
     Raises:
         UserError: the cache directory cannot be written.
     """
-    PandaLow.urdf_path = str(_cached_urdf())
-    return PandaLow
+    return type(f"{agent.__name__}Low", (agent,), {"urdf_path": str(_cached_urdf(Path(agent.urdf_path), robot))})
 
 
-def _cached_urdf() -> Path:
-    source = Path(Panda.urdf_path)
+def _cached_urdf(source: Path, robot: Robot) -> Path:
     key = f"{_VERSION} {CELL_M} {FINE_CELL_M} {source} {source.stat().st_size}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robofactory"
-    directory = cache / f"panda_low_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    directory = cache / f"{robot.uid}_low_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not directory.is_dir():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=cache, prefix=".panda_low_"))
-            _write_light_panda(source, temporary, directory)
+            temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{robot.uid}_low_"))
+            _write_light(source, temporary, directory, robot.fine_links)
             temporary.chmod(0o755)
         except OSError as error:
             raise UserError(f"cannot write the robot's light meshes to {cache}: {error}; set XDG_CACHE_HOME") from None
@@ -64,14 +60,13 @@ def _cached_urdf() -> Path:
     return directory / source.name
 
 
-def _write_light_panda(source: Path, directory: Path, final_directory: Path) -> None:
+def _write_light(source: Path, directory: Path, final_directory: Path, fine: Sequence[str]) -> None:
     description = source.read_text(encoding="utf-8")
-    for name in sorted(set(_VISUAL.findall(description))):
-        mesh = trimesh.load(source.parent / f"franka_description/meshes/visual/{name}.glb")
-        light = _light_scene(mesh, FINE_CELL_M if name in _FINE else CELL_M)
+    for file, name in sorted(set(_VISUAL.findall(description))):
+        light = _light_scene(trimesh.load(source.parent / file), FINE_CELL_M if name in fine else CELL_M)
         light.export(directory / f"{name}.glb", include_normals=True)
-    description = _VISUAL.sub(lambda match: f'filename="{final_directory}/{match[1]}.glb"', description)
-    description = description.replace('"franka_description/', f'"{source.parent}/franka_description/')
+    description = _VISUAL.sub(lambda match: f'filename="{final_directory}/{match["name"]}.glb"', description)
+    description = _RELATIVE.sub(f'filename="{source.parent}/', description)
     (directory / source.name).write_text(description, encoding="utf-8", newline="\n")
     srdf = source.with_suffix(".srdf")  # the link pairs that never collide; ManiSkill wants it beside the URDF
     shutil.copyfile(srdf, directory / srdf.name)

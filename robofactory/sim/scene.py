@@ -4,13 +4,15 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportAssignmentType=false, reportIncompatibleMethodOverride=false
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sapien
 import torch
 from jaxtyping import Bool, Float, Float32, UInt8
-from mani_skill.agents.robots.panda.panda import Panda
+from mani_skill.agents import REGISTERED_AGENTS, BaseAgent, MultiAgent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.scene_builder.table import TableSceneBuilder
@@ -18,13 +20,12 @@ from mani_skill.utils.structs import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
 
+from robofactory import robots
 from robofactory.config import ObjectConfig, SceneConfig
 from robofactory.errors import UserError
-from robofactory.shapes import NUM_JOINTS, gripper_command
+from robofactory.shapes import Action
 from robofactory.sim.cameras import rendered_cameras, sensor_config, take_pictures
-from robofactory.sim.meshes import light_panda
-
-FINGER_LINKS = ("panda_leftfinger", "panda_rightfinger")
+from robofactory.sim.meshes import with_light_visuals
 
 # RoboFactory's table: its mesh ships with ManiSkill; top at z = 0.
 TABLE_HEIGHT_M, TABLE_HALF_X_M, TABLE_HALF_Y_M = 0.9196429, 1.51125, 3.0225
@@ -43,11 +44,11 @@ class TableEnv(BaseEnv):
 
     def __init__(self, *args, scene: SceneConfig, **kwargs):
         self.config = scene
-        for index, robot in enumerate(scene.robots):
-            if robot.uid != "panda":
-                raise UserError(f"scene {scene.task}: robots[{index}].uid: {robot.uid!r} is unknown; there is panda")
-        robot_class = light_panda() if scene.visual_detail == "low" else Panda
-        super().__init__(*args, robot_uids=(robot_class,) * scene.num_agents, **kwargs)
+        self.robots = robots_of(scene)
+        classes = [REGISTERED_AGENTS[robot.uid].agent_cls for robot in self.robots]
+        if scene.visual_detail == "low":
+            classes = [with_light_visuals(*each) for each in zip(classes, self.robots, strict=True)]
+        super().__init__(*args, robot_uids=tuple(classes), **kwargs)
 
     # ------------------------------------------------------------------------------------------ ManiSkill's hooks
 
@@ -107,10 +108,10 @@ class TableEnv(BaseEnv):
     def holding(self, thing: Actor, min_finger_force_n: float) -> Bool[torch.Tensor, "b agents"]:
         """Which arms press both fingers on it. None before the first step: contacts are what the last step left."""
         held = []
-        for arm in self.arms:
+        for arm, robot in zip(self.arms, self.robots, strict=True):
             forces = [
                 torch.linalg.norm(self.scene.get_pairwise_contact_forces(arm.robot.links_map[link], thing), dim=-1)
-                for link in FINGER_LINKS
+                for link in robot.finger_links
             ]
             held.append(torch.stack(forces).amin(dim=0) >= min_finger_force_n)
         return torch.stack(held, dim=1) & (self._elapsed_steps > 0)[:, None]
@@ -118,24 +119,25 @@ class TableEnv(BaseEnv):
     # ------------------------------------------------------------------------------------------ for everyone
 
     @property
-    def arms(self) -> list[Panda]:
-        return self.agent.agents
+    def arms(self) -> list[BaseAgent]:
+        """In the order of the agents. ManiSkill hands out a single robot by itself."""
+        return self.agent.agents if isinstance(self.agent, MultiAgent) else [self.agent]
 
-    @property
-    def agent_names(self) -> list[str]:
-        """The keys of the action dictionary, in the order of the agents."""
-        return list(self.agent.agents_dict)
+    def as_maniskill(self, actions: Sequence[Action | Float32[np.ndarray, "b a"]]) -> Any:
+        """The agents' actions as ManiSkill's `step` takes them: by name, or that of a single robot by itself."""
+        if not isinstance(self.agent, MultiAgent):
+            (action,) = actions
+            return action
+        return dict(zip(self.agent.agents_dict, actions, strict=True))
 
     def pictures(self) -> dict[str, UInt8[torch.Tensor, "b h w 3"]]:
         """uid -> RGB of every camera that some view needs, now."""
         self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         return take_pictures(self._sensors)
 
-    def proprio(self, agent: int) -> Float32[np.ndarray, "b 8"]:
-        """Measured joints in rad, then the measured finger width as a gripper command (0.04 m -> 1, closed -> -0.6)."""
-        qpos = self.arms[agent].robot.get_qpos().cpu().numpy().astype(np.float32)
-        gripper = gripper_command(qpos[:, NUM_JOINTS:].mean(axis=1, keepdims=True))
-        return np.concatenate([qpos[:, :NUM_JOINTS], gripper], axis=1)
+    def proprio(self, agent: int) -> Float32[np.ndarray, "b s"]:
+        """Measured joints in rad, then the measured finger width as a gripper command (Panda: 0.04 m -> 1, 0 -> -0.6)."""
+        return self.robots[agent].proprio(self.arms[agent].robot.get_qpos().cpu().numpy().astype(np.float32))
 
     # ------------------------------------------------------------------------------------------ building
 
@@ -156,6 +158,17 @@ class TableEnv(BaseEnv):
             build_ground(self.scene, floor_width=100, altitude=-TABLE_HEIGHT_M)
         builder.initial_pose = sapien.Pose([TABLE_CENTRE_X_M, 0, -TABLE_HEIGHT_M])
         self.table = builder.build_kinematic("table")
+
+
+def robots_of(scene: SceneConfig) -> list[robots.Robot]:
+    """Of each agent. Raises UserError, naming the key, for a uid that is unknown."""
+    found = []
+    for index, placed in enumerate(scene.robots):
+        try:
+            found.append(robots.find(placed.uid))
+        except UserError as error:
+            raise UserError(f"scene {scene.task}: key 'robots[{index}].uid': {error}") from None
+    return found
 
 
 def material(rgb: list[float], roughness: float = 0.5, metallic: float = 0.0) -> sapien.render.RenderMaterial:

@@ -130,7 +130,7 @@ def test_other_dimensions_and_views_are_inspected_too(tmp_path, of_proprio):
 
 
 def test_no_dataset_and_no_place_to_write_are_one_line(sound, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no dataset at .*nowhere; see "):
+    with pytest.raises(UserError, match=r"no dataset at .*nowhere; see "):
         inspect(monkeypatch, tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*; choose another place with --output"):

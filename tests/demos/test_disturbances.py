@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 
-from robofactory.demos import disturbances
-from robofactory.demos.disturbances import Disturbances
+from robofactory.demos.disturbances import Disturber
+from robofactory.sim.task import Disturbances
 
+HOW = Disturbances()
 LABEL = np.append(np.linspace(-1, 1, 7), 1.0).astype(np.float32)
 MEASURED = np.append(np.linspace(-1, 1, 7) - 0.05, 1.0).astype(np.float32)
 
 
 def play(seed: int, steps: int = 120) -> np.ndarray:
     """Executed minus expert's action, [steps, arms, 8], of an expert that always says the same."""
-    random = Disturbances(2, np.random.default_rng(seed))
+    random = Disturber(HOW, 2, 7, np.random.default_rng(seed))
     executed = [random.disturb([LABEL, LABEL], [MEASURED, MEASURED]) for _ in range(steps)]
     return np.array(executed) - LABEL
 
@@ -27,7 +28,7 @@ def test_the_arms_are_disturbed_independently():
 
 def test_disturbances_stay_within_their_bounds():
     gap = np.stack([play(seed) for seed in range(50)])
-    largest = disturbances.PUSH_RAD[1] + 0.05 + disturbances.START_RAD[1] + 6 * disturbances.SHAKE_RAD
+    largest = HOW.push_rad[1] + 0.05 + HOW.start_rad[1] + 6 * HOW.shake_rad
     assert np.abs(gap[..., :7]).max() < largest
     assert set(np.unique(gap[..., 7])) == {-2.0, 0.0}  # the gripper only ever flips
 
@@ -36,15 +37,15 @@ def test_every_kind_of_disturbance_happens():
     gap = np.stack([play(seed) for seed in range(50)])
     stays = np.isclose(gap[..., :7].mean(axis=-1), -0.05, atol=0.01)  # at the measured joints
     assert stays.sum() > 50
-    pushed = np.abs(gap[..., :7]).max(axis=-1) > 0.05 + 5 * disturbances.SHAKE_RAD
+    pushed = np.abs(gap[..., :7]).max(axis=-1) > 0.05 + 5 * HOW.shake_rad
     assert pushed[:, :4].any() and pushed[:, 20:].any()
     assert 0.002 < (gap[..., 7] != 0).mean() < 0.05
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_late_in_an_episode_only_the_shaking_is_left(seed):
-    late = play(seed, steps=160)[disturbances.LAST_STEP + disturbances.PUSH_STEPS[1] :]
-    assert np.abs(late[..., :7]).max() < 6 * disturbances.SHAKE_RAD and not late[..., 7].any()
+    late = play(seed, steps=160)[HOW.last_step + HOW.push_steps[1] :]
+    assert np.abs(late[..., :7]).max() < 6 * HOW.shake_rad and not late[..., 7].any()
 
 
 def test_labels_and_measurements_are_left_as_they_are():

@@ -20,7 +20,7 @@ from robofactory.data.episodes import DatasetReader
 from robofactory.demos.record import main, record, relabel
 from robofactory.errors import UserError
 from robofactory.paths import relabelled_dir
-from robofactory.shapes import JOINT_NAMES
+from robofactory.robots.panda import ROBOT as PANDA
 
 NUM = 8
 SEEDS = [0, 2, 3, 4, 6, 7, 8, 10]  # MadeUpPlayer fails on 1, 5, 9, ...
@@ -48,7 +48,7 @@ def test_episodes_are_the_first_seeds_that_succeed_in_order(reference):
     for agent in (0, 1):
         reader = DatasetReader(reference / f"agent{agent}")
         assert reader.seeds == SEEDS
-        assert reader.description.agent_id == agent and reader.description.joint_names == JOINT_NAMES
+        assert reader.description.agent_id == agent and reader.description.joint_names == PANDA.names
         assert reader.description.image_sizes == {"side": (12, 16), "overhead": (12, 16), "wrist": (12, 16)}
     meta = lerobot.read_json(reference / "agent0" / "meta" / "robofactory.json")
     assert meta["dropped_seeds"] == [1, 5, 9]

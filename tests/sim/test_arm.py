@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sapien
 
-from robofactory.shapes import gripper_command
+from robofactory.robots.panda import ROBOT as PANDA
 from robofactory.sim.arm import Arm
 
 pytestmark = pytest.mark.sim
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.sim
 def arm(env) -> Arm:
     env.reset(seed=0)
     robot = env.unwrapped.config.robots[0]
-    return Arm(env.unwrapped.arms[0], np.array(robot.rest_qpos), 0.05)
+    return Arm(env.unwrapped.arms[0], PANDA, np.array(robot.rest_qpos), 0.05)
 
 
 def reachable(arm: Arm) -> list[sapien.Pose]:
@@ -56,6 +56,6 @@ def test_a_step_is_bounded_by_speed_and_acceleration(arm):
 def test_proprio_says_in_commands_how_far_the_fingers_are_open(env):
     env.reset(seed=0)
     assert env.unwrapped.proprio(0)[0, 7] == pytest.approx(1.0, abs=1e-4)
-    assert gripper_command(0.04) == pytest.approx(1.0)
-    assert gripper_command(-0.01) == pytest.approx(-1.0)
-    assert gripper_command(0.0) == pytest.approx(-0.6)
+    assert PANDA.gripper_command(0.04) == pytest.approx(1.0)
+    assert PANDA.gripper_command(-0.01) == pytest.approx(-1.0)
+    assert PANDA.gripper_command(0.0) == pytest.approx(-0.6)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from robofactory.config import scene_file
 from robofactory.errors import UserError
-from robofactory.sim.env import check_scene, make_env, make_expert, observe, observe_each
+from robofactory.sim.env import check_scene, make_env, make_expert, observe, observe_each, step
 
 pytestmark = pytest.mark.sim
 
@@ -98,7 +98,7 @@ def test_pictures_follow_the_arms(seeing_env):
     before = observe(seeing_env)
     expert = make_expert(seeing_env)
     for _ in range(10):
-        seeing_env.step(dict(zip(seeing_env.unwrapped.agent_names, expert.act(), strict=True)))
+        step(seeing_env, expert.act())
     for old, new in zip(before, observe(seeing_env), strict=True):
         for view in old.images:
             assert not np.array_equal(old.images[view], new.images[view]), view
@@ -108,7 +108,7 @@ def test_stepping_renders_nothing(seeing_env, monkeypatch):
     monkeypatch.setattr(type(seeing_env.unwrapped), "pictures", lambda self: pytest.fail("rendered"))
     seeing_env.reset(seed=0)
     actions = make_expert(seeing_env).act()
-    observation, *_ = seeing_env.step(dict(zip(seeing_env.unwrapped.agent_names, actions, strict=True)))
+    observation, *_ = seeing_env.step(seeing_env.unwrapped.as_maniskill(actions))
     assert observation == {}
 
 

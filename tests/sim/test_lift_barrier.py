@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from robofactory.sim.env import make_expert
-from robofactory.sim.tasks.lift_barrier import RAIL_Z_M, LiftBarrierExpert, funnel_height
+from robofactory.sim.env import make_expert, step
+from robofactory.sim.tasks.lift_barrier.environment import RAIL_Z_M
+from robofactory.sim.tasks.lift_barrier.expert import LiftBarrierExpert, funnel_height
 
 pytestmark = pytest.mark.sim
 
@@ -16,9 +17,9 @@ def run(env, seed, act=None, steps=150):
     env.reset(seed=seed)
     expert = make_expert(env)
     infos = []
-    for step in range(steps):
-        actions = act(step, expert) if act else expert.act()
-        _, _, terminated, _, info = env.step(dict(zip(env.unwrapped.agent_names, actions, strict=True)))
+    for number in range(steps):
+        actions = act(number, expert) if act else expert.act()
+        _, _, terminated, _, info = env.step(env.unwrapped.as_maniskill(actions))
         infos.append({key: value.clone() for key, value in info.items()})
         if terminated:
             break
@@ -118,7 +119,7 @@ def test_expert_has_no_memory(env):
     env.reset(seed=2)
     old = make_expert(env)
     for _ in range(20):
-        env.step(dict(zip(env.unwrapped.agent_names, old.act(), strict=True)))
+        step(env, old.act())
     for kept, fresh, again in zip(old.act(), make_expert(env).act(), old.act(), strict=True):
         np.testing.assert_array_equal(kept, fresh)
         np.testing.assert_array_equal(kept, again)

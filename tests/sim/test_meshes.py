@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from mani_skill.agents.robots.panda.panda import Panda
 
+from robofactory.robots.panda import ROBOT as PANDA
 from robofactory.sim import meshes
 
 pytestmark = pytest.mark.sim
@@ -14,7 +16,7 @@ def _make(cache: str) -> str:
     import os
 
     os.environ["XDG_CACHE_HOME"] = cache
-    return meshes.light_panda().urdf_path
+    return meshes.with_light_visuals(Panda, PANDA).urdf_path
 
 
 def test_two_processes_can_make_the_light_meshes_at_once(tmp_path):
@@ -40,4 +42,4 @@ def test_an_unwritable_cache_is_the_users_to_fix(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(meshes.UserError, match="XDG_CACHE_HOME"):
-        meshes.light_panda()
+        meshes.with_light_visuals(Panda, PANDA)

@@ -35,7 +35,6 @@ from robofactory.data.imports.source import (
 )
 from robofactory.data.imports.zarr_arrays import Array, Store, list_arrays, open_array
 from robofactory.errors import UserError
-from robofactory.shapes import JOINT_NAMES
 
 CONTROL_FREQ_HZ = 20  # RoboFactory's; the format does not say
 GLOBAL_CAMERA = "head_camera_global"
@@ -74,8 +73,8 @@ class DiffusionPolicy(Source):
             if name in unread:
                 raise unread[name]
         self.action_names = choose_vectors(self._action_keys, vectors, "action", path)
-        if self._action_keys == ("action",) and len(self.action_names) == len(JOINT_NAMES):
-            self.action_names = JOINT_NAMES  # what RoboFactory's eight are
+        if self._action_keys == ("action",) and len(self.action_names) == len(PANDA.names):
+            self.action_names = PANDA.names  # what RoboFactory's eight are
         self.proprio_names = choose_vectors(self._proprio_keys, vectors, "proprio", path)
         self._vectors = {name: arrays[name] for name in (*self._action_keys, *self._proprio_keys)}
         for array in self._vectors.values():

@@ -37,13 +37,13 @@ from robofactory.data.imports.source import (
 )
 from robofactory.documents import Count, Document
 from robofactory.errors import UserError
-from robofactory.shapes import JOINT_NAMES, gripper_command
+from robofactory.robots.panda import ROBOT as PANDA
 
 CONTROL_FREQ_HZ = 20  # ManiSkill's, where env_info does not say another
 CONTROL_MODE = "pd_joint_pos"  # what our tasks execute
 FRAMES_AT_ONCE = 32  # read and unpacked together
 PICTURES = ("rgb", "Color")  # of a camera, the first that there is
-PANDA_QPOS_DIM, PANDA_ARM_DIM = 9, 7  # the last two are the fingers, in m
+PANDA_QPOS_DIM = 9  # the last two are the fingers, in m
 
 
 class SimConfig(Document):
@@ -105,10 +105,10 @@ class ManiSkill(Source):
             vectors = {key: _names(key, first[place].shape[1]) for key, place in places.items()}
 
         modes = sorted({e.control_mode or CONTROL_MODE for e in recorded})
-        is_panda = modes == [CONTROL_MODE] and action_dim == len(JOINT_NAMES)
+        is_panda = modes == [CONTROL_MODE] and action_dim == len(PANDA.names)
         if action_dim > MOST_DIMENSIONS:
             raise UserError(f"{self.path}: its actions have {action_dim:,} dimensions")
-        self.action_names = tuple(JOINT_NAMES if is_panda else numbered("action", action_dim))
+        self.action_names = tuple(PANDA.names if is_panda else numbered("action", action_dim))
         self._proprio_keys = options.proprio_keys or ("qpos",)
         if self._proprio_keys == NONE:
             self._proprio_keys = ()
@@ -249,11 +249,8 @@ def _is_panda(key: str, width: int) -> bool:
 
 
 def _names(key: str, width: int) -> list[str]:
-    return list(JOINT_NAMES) if _is_panda(key, width) else numbered(key, width)
+    return list(PANDA.names) if _is_panda(key, width) else numbered(key, width)
 
 
 def _values(key: str, values: Shaped[np.ndarray, "n s"]) -> Shaped[np.ndarray, "n s2"]:
-    if not _is_panda(key, values.shape[1]):
-        return values
-    fingers_m = values[:, PANDA_ARM_DIM:].mean(axis=1, keepdims=True)
-    return np.concatenate([values[:, :PANDA_ARM_DIM], gripper_command(fingers_m)], axis=1)
+    return PANDA.proprio(values) if _is_panda(key, values.shape[1]) else values

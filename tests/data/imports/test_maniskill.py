@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robofactory.errors import UserError
-from robofactory.shapes import JOINT_NAMES
+from robofactory.robots.panda import ROBOT as PANDA
 
 HEIGHT, WIDTH = 12, 16
 CAMERAS = ("head_camera_agent0", "head_camera_agent1", "head_camera_global")
@@ -68,7 +68,7 @@ def test_each_agent_gets_its_cameras_actions_and_joints(run_import, tmp_path, ag
     assert reader.instructions == ["lift the barrier"] * 2  # of the task
     description = reader.description
     assert (description.fps, description.robot_type, description.agent_id) == (20, "panda", agent)
-    assert description.joint_names == description.names_of_proprio() == JOINT_NAMES
+    assert description.joint_names == description.names_of_proprio() == PANDA.names
     sources = {"side": f"head_camera_agent{agent}", "overhead": "head_camera_global"}
     for index, episode in enumerate(reader.seeds):
         length = LENGTHS[episode]
