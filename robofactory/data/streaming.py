@@ -143,8 +143,13 @@ class StreamedReader:
             numbers = {name: np.array(values, np.float64) for name, values in vars(feature).items()}
             if wrong := [name for name, values in numbers.items() if len(values) != len(names)]:
                 raise UserError(f"{path}: {column}.{wrong[0]} has {len(numbers[wrong[0]])} numbers; {len(names)} are needed")  # fmt: skip
-            if ((numbers["min"] > numbers["max"]) | (numbers["q01"] > numbers["q99"])).any():
-                raise UserError(f"{path}: {column} has a minimum above its maximum")
+            low, high = numbers["min"], numbers["max"]
+            slack = 1e-6 * (high - low) + 1e-9 * np.abs(high)  # a mean is rounded
+            inner = np.stack([numbers[name] for name in ("mean", "q01", "q99")])
+            if ((low > high) | (inner < low - slack) | (inner > high + slack)).any():
+                raise UserError(
+                    f"{path}: {column} has a minimum above its maximum, or a mean or a quantile beyond them"
+                )
             statistics[column] = numbers
         return statistics
 

@@ -133,6 +133,7 @@ def test_counts_of_terabytes_cost_nothing(dataset):
         (lambda s: s | {"action": s["action"] | {"q01": [0.0]}}, "action.q01 has 1 numbers; 8 are needed"),
         (lambda s: s | {"action": s["action"] | {"min": ["a"] * 8}}, "key 'action.min.0' is \"a\""),
         (lambda s: s | {"action": s["action"] | {"max": [-9.0] * 8}}, "action has a minimum above its maximum"),
+        (lambda s: s | {"action": s["action"] | {"mean": [7.0] * 8}}, "or a mean or a quantile beyond them"),
         (lambda s: {k: v for k, v in s.items() if k != "observation.state"}, "observation.state.min has 0 numbers; 8"),
     ],
 )
