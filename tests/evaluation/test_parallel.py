@@ -30,8 +30,6 @@ ANSWER_S, ANSWER_PASSES = 0.5, 6
 class CountingEnv(gym.Env):
     """Environments in which agents go to where they are told to, and succeed after as many steps as their seed says."""
 
-    agent_names = ("panda-0", "panda-1")
-
     def __init__(self, scene, num_envs: int, breaks_at: int | None):
         self.config, self.num_envs, self.breaks_at = scene, num_envs, breaks_at
 
@@ -47,6 +45,9 @@ class CountingEnv(gym.Env):
 
     def proprio(self, agent: int) -> np.ndarray:
         return self.places[:, agent].numpy()
+
+    def as_maniskill(self, actions: list[np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(("panda-0", "panda-1"), actions, strict=True))
 
     def step(self, action: dict[str, np.ndarray]):
         self.num_steps += 1

@@ -35,6 +35,7 @@ from robofactory.data.imports.source import (
 )
 from robofactory.data.imports.zarr_arrays import Array, Store, list_arrays, open_array
 from robofactory.errors import UserError
+from robofactory.robots.panda import ROBOT as PANDA
 
 CONTROL_FREQ_HZ = 20  # RoboFactory's; the format does not say
 GLOBAL_CAMERA = "head_camera_global"
