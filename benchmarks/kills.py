@@ -10,6 +10,7 @@ every file of a dataset or of published weights, in every episode. No lock and n
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -129,15 +130,17 @@ def kill_and_repeat(stage: Stage, name: str, directory: Path, num_kills: int, se
         shutil.rmtree(place)
         shutil.copytree(before, place, symlinks=True)
         process = launch(stage, place)
-        time.sleep(chance.uniform(0.0, duration_s))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.0, duration_s))
         children = descendants(process.pid)
         is_child = kill % 2 == 1 and bool(children)
         victim = chance.choice(children) if is_child else process.pid
         if process.poll() is None:
             os.kill(victim, signal.SIGKILL)
-        code, _ = end_of(process)
+        code, said = end_of(process)
         problems += [f"kill {kill}: process {pid} was left" for pid in survivors(children)]
-        code, said = end_of(launch(stage, place))
+        if code != 0:  # it had not ended before
+            code, said = end_of(launch(stage, place))
         if code != 0:
             problems.append(f"kill {kill}: the same command then failed: {said}")
             continue
@@ -224,7 +227,8 @@ def record(place: Path) -> list[str]:
 
 
 def evaluate(place: Path) -> list[str]:
-    return ["evaluate", "--task", TASK, "--policy", "expert", "--episodes", "4", "--workers", "2", "--videos", "2"]
+    short = ["--episodes", "4", "--max_steps", "12", "--videos", "2", "visual_detail=low"]
+    return ["evaluate", "--task", TASK, "--policy", "expert", "--workers", "2", *short]
 
 
 def import_(place: Path) -> list[str]:

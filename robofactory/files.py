@@ -1,6 +1,7 @@
 """Files on disk: they appear whole, stay in their directory, are regular, and have one writer at a time."""
 
 import contextlib
+import glob
 import os
 import stat
 from collections.abc import Iterator
@@ -35,6 +36,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed `write_atomically` of this file left beside it. Only for who alone writes there."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        if leftover.name.removeprefix(f"{path.name}.").removesuffix(".tmp").isdigit():
+            leftover.unlink()
 
 
 # --------------------------------------------------------------------------------------------------- what others wrote

@@ -80,3 +80,12 @@ def test_a_directory_has_one_writer_and_a_killed_one_is_gone(tmp_path):
     with files.owned(place):
         assert not place.exists(), "a lock makes no directory"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_a_killed_write_of_this_file_left_is_removed(tmp_path):
+    for name in ("summary.json.123.tmp", "summary.json.old.tmp", "summary.json", "other.json.123.tmp"):
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path / "summary.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other.json.123.tmp", "summary.json", "summary.json.old.tmp"
+    ]  # fmt: skip

@@ -7,9 +7,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from robofactory import files
 from robofactory.errors import UserError, shown
 from robofactory.evaluation import parallel, workers
-from robofactory.evaluation.results import SUCCESS, SUMMARY, VIDEOS, EpisodeResult, Evaluation, Protocol, load, save
+from robofactory.evaluation.results import (
+    EPISODES,
+    SUCCESS,
+    SUMMARY,
+    VIDEOS,
+    EpisodeResult,
+    Evaluation,
+    Protocol,
+    load,
+    save,
+)
 from robofactory.evaluation.rollout import Plan, Rollout, video_name
 from robofactory.policy import Policies
 
@@ -27,6 +38,8 @@ def play(
 ) -> Evaluation:
     """Play what is not played yet, keep so many videos, and save all in the directory."""
     directory.mkdir(parents=True, exist_ok=True)
+    for name in (EPISODES, SUMMARY):
+        files.remove_leftovers(directory / name)
     at_most = "" if protocol.until is None else f", or until ±{protocol.until:g} points"
     on_gpu = protocol.simulator == "gpu"
     where = f"{protocol.batch_size} at a time on the GPU" if on_gpu else f"in {num_workers} processes"
