@@ -1,0 +1,1 @@
+"""What every door makes of damaged input: `python -m benchmarks.mutations`."""
