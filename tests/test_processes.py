@@ -95,7 +95,7 @@ def test_what_a_user_can_mend_is_the_same_line_here(work, line, capfd):
         (lambda: os._exit(3), "exit code 3"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL, as when no memory is left"),
         (
-            lambda: faulthandler.disable() or os.kill(os.getpid(), signal.SIGBUS),
+            lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGBUS)),
             "killed by SIGBUS, as when a disk or /dev/shm is full",
         ),
         (lambda: time.sleep(3600), "no answer within 1 s"),

@@ -18,13 +18,14 @@ LEROBOT = Path(__file__).parents[2] / "tests/data/fixtures"  # by lerobot itself
 LENGTHS, HEIGHT, WIDTH = (5, 8), 48, 64
 DATASET = f"{TASK}_Agent0_{NUM_EPISODES}"
 RUN = f"home/checkpoints/openvla/{DATASET}"
-DEMONSTRATIONS = f"data.num_episodes={NUM_EPISODES}"  # of any other number they would be recorded first
+# Of any other number of demonstrations they would be recorded first; a worker is a process of its own.
+SETTLED = (f"data.num_episodes={NUM_EPISODES}", "dataloader.num_workers=0")
 TRAIN = ("train", "--task", TASK, "--recipe", "robot_openvla_tiny", *SMALL, "training.max_steps=1")
 PICTURES = ("data.visual_detail=full", "data.image_width=320", "data.image_height=240")  # of the task's own scene
 FINE_TUNE = (
     "train", "--task", TASK, "--recipe", "robot_openvla", "model.model_name=given/openvla", "model.lora_rank=4",
-    "model.torch_dtype=float32", DEMONSTRATIONS, "data.val_ratio=0.2", "data.views=[side]",
-    "dataloader.batch_size=4", "dataloader.num_workers=0", "training.num_epochs=1", "training.max_steps=1",
+    "model.torch_dtype=float32", *SETTLED, "data.val_ratio=0.2", "data.views=[side]",
+    "dataloader.batch_size=4", "training.num_epochs=1", "training.max_steps=1",
 )  # fmt: skip
 CAMERAS = ("front", "wrist")
 RLDS_CAMERAS = ("--camera", *(f"{camera}=observation/{camera}_image" for camera in CAMERAS))

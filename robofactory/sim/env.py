@@ -4,7 +4,7 @@ robofactory preview --config robofactory/configs/table/lift_barrier.yaml --rende
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -128,7 +128,7 @@ def make_expert(env: "gym.Env") -> Any:
     return find_task(table.config.task).make_expert(env)
 
 
-def step(env: "gym.Env", actions: "Sequence[Action]") -> dict[str, Any]:
+def step(env: "gym.Env", actions: "Iterable[Action]") -> dict[str, Any]:
     """Execute an action of each agent, in their order; what the task's `evaluate` returns.
 
     Of parallel environments, the actions of each agent are float32 [b, a].

@@ -4,7 +4,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportAssignmentType=false, reportIncompatibleMethodOverride=false
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class TableEnv(BaseEnv):
         """In the order of the agents. ManiSkill hands out a single robot by itself."""
         return self.agent.agents if isinstance(self.agent, MultiAgent) else [self.agent]
 
-    def as_maniskill(self, actions: Sequence[Action | Float32[np.ndarray, "b a"]]) -> Any:
+    def as_maniskill(self, actions: Iterable[Action | Float32[np.ndarray, "b a"]]) -> Any:
         """The agents' actions as ManiSkill's `step` takes them: by name, or that of a single robot by itself."""
         if not isinstance(self.agent, MultiAgent):
             (action,) = actions

@@ -227,7 +227,7 @@ def test_all_agents_share_the_cores_and_take_turns_on_a_gpu(monkeypatch, has_gpu
     from robofactory.training import children
 
     at_once = []
-    monkeypatch.setattr(children, "run", lambda commands, **_: at_once.append([line[line.index("--agent_id") + 1] for line in commands]))  # fmt: skip
+    monkeypatch.setattr(children, "run", lambda commands, **_: at_once.append([line[line.index("--agent_id") + 1] for line in commands.values()]))  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr("sys.argv", ["train", "--task", TASK, "--all_agents"])
     train_all_agents(2)
