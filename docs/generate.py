@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from robofactory import config
@@ -57,7 +58,7 @@ def _sections(classes: dict[str, ast.ClassDef], name: str, path: str = "") -> li
     for node in classes[name].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             kind = ast.unparse(node.annotation)
-            inner = next((word for word in re.findall(r"\w+", kind) if word in classes), None)
+            inner = next((word for word in re.findall(r"\w+Config", kind) if word in classes), None)
             if inner:
                 entry = {"list": "[N]", "dict": ".NAME"}.get(kind.split("[")[0], "")
                 found += _sections(classes, inner, f"{path}{node.target.id}{entry}.")
@@ -75,13 +76,18 @@ def _fields(node: ast.ClassDef, source: str) -> list[tuple[str, str, str]]:
             continue
         default = "required" if each.value is None else _default(each.value)
         end = each.end_lineno or each.lineno
-        comment = [line.partition("#")[2].strip() for line in lines[each.lineno - 1 : end] if "#" in line]
-        for line in lines[end:]:  # a comment that goes on below
-            if not line.strip().startswith("#"):
-                break
-            comment.append(line.strip().lstrip("# "))
+        above = [line.strip() for line in reversed(lines[: each.lineno - 1])]
+        comment = [line for line in takewhile(_is_comment, above)][::-1]
+        comment = comment if comment and comment[0][2:3].isupper() else []  # else it goes on from the line before
+        comment += [f"#{line.partition('#')[2]}" for line in lines[each.lineno - 1 : end] if "#" in line]
+        below = list(takewhile(_is_comment, (line.strip() for line in lines[end:])))
+        comment = [line.lstrip("# ") for line in (comment + below if below and below[0][2:3].islower() else comment)]
         found.append((each.target.id, default.replace("|", "\\|"), " ".join(comment).replace("|", "\\|")))
     return found
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("# ") and "----" not in line
 
 
 def _default(value: ast.expr) -> str:
@@ -90,7 +96,9 @@ def _default(value: ast.expr) -> str:
         if "default_factory" in made:
             factory = made["default_factory"]
             return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else f"{ast.unparse(factory)}()"
-        return str(ast.literal_eval(value.args[-1]))  # cast(int, "${...}")
+        return str(ast.literal_eval(value.args[-1]))
+    if isinstance(value, ast.Name):  # a constant of the module
+        return str(getattr(config, value.id))
     text = ast.literal_eval(value) if isinstance(value, ast.Constant) else ast.unparse(value)
     return "null" if text is None else str(text)
 

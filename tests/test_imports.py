@@ -131,6 +131,22 @@ def f():
     assert {name for _, name in imported(body, everywhere=False)} == names - {"gymnasium", "mani_skill.envs"}
 
 
+def table() -> str:
+    """CONTRIBUTING's table of rooms."""
+    rows = []
+    for room, others in ALLOWED.items():
+        names = [f"`{name}`" for name in sorted(others - CONTRACTS)]
+        rows.append(
+            f"| `{room}` | {', '.join([*(['the contracts'] if others >= CONTRACTS else [f'`{n}`' for n in sorted(others & CONTRACTS)]), *names]) or 'nothing'} |"
+        )
+    return "\n".join(["| room | may import of ours, besides `errors` |", "|---|---|", *rows])
+
+
+def test_contributing_has_this_table():
+    contributing = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table() in contributing, f"put this table into CONTRIBUTING.md:\n{table()}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_a_room_imports_only_what_the_house_allows(file: Path):
     room = module_name(file).split(".")[0]

@@ -122,7 +122,7 @@ def show_the_secret():
 
 
 def clear_the_screen():
-    print("\x1b[2J")
+    os.write(1, b"\x1b[2J\n")  # what is printed is made harmless
 
 
 def write_markup():

@@ -330,7 +330,7 @@ def save(evaluation: Evaluation, directory: Path) -> None:
 
 class _Summary(Document):
     format_version: int
-    protocol: dict[str, Any] = {}
+    protocol: dict[str, Any] = Field(default_factory=dict)
 
 
 class _ThisSummary(Document):
