@@ -261,9 +261,9 @@ def results(root: Path) -> None:
 
 
 def _episode(seed: int, outcome: str) -> "EpisodeResult":
-    from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
     from robofactory.evaluation.results import EpisodeResult
     from robofactory.evaluation.rollout import video_name
+    from robofactory.sim.tasks.lift_barrier.stages import DID_ITS_PART, NEVER_HELD
 
     if outcome == "crash":
         return EpisodeResult(seed, outcome, 0, 1.0, False, [], [], "RuntimeError: the driver", {}, None, None, "", None)

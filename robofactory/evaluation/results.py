@@ -23,8 +23,8 @@ from robofactory import documents, files
 from robofactory.config import PACKAGE
 from robofactory.documents import Count, Document, PositiveCount
 from robofactory.errors import UserError
-from robofactory.evaluation.failures import STAGES
 from robofactory.files import write_atomically
+from robofactory.sim.task import tasks
 
 SUCCESS, FAILURE, CRASH, TIME_OUT = "success", "failure", "crash", "timeout"
 EPISODES, SUMMARY, VIDEOS = "episodes.json", "summary.json", "videos"
@@ -57,7 +57,7 @@ class EpisodeResult:
     seconds: wall time with rendering, video and policy.
     success_robofactory: RoboFactory's own, looser test was met at some step.
     phases: what the expert would do next, one per agent, at the last step; empty on a GPU, where it cannot look.
-    failed_at: the part of the task where a failure ended, one of `failures.STAGES` per agent; else empty.
+    failed_at: the part of the task where a failure ended, one of the task's stages per agent; else empty.
     reason: why it was no success, in words; for a crash the exception.
     measures: numbers of the task's `evaluate` at the last step (heights in m, tilt in degrees, ...).
     policy_ms, passes_per_action: means over the policies' actions, of wall time (a batch's is shared among its actions)
@@ -75,7 +75,7 @@ class EpisodeResult:
     seconds: Amount
     success_robofactory: bool
     phases: list[str]
-    failed_at: list[Annotated[str, _one_of(*STAGES)]]
+    failed_at: list[str]
     reason: str | None
     measures: dict[str, float]
     policy_ms: Amount | None
@@ -190,12 +190,28 @@ class Evaluation:
         return [episode for episode in self.episodes if episode.is_judged]
 
     @property
+    def stages(self) -> list[str]:
+        """In the order of the task; of a task that is not here, in the order in which failures ended there."""
+        task = tasks().get(self.protocol.task)
+        return list(task.stages if task else dict.fromkeys(at for e in self.episodes for at in e.failed_at))
+
+    @property
+    def failed_at(self) -> dict[str, list[int]]:
+        """Stage -> how many failures ended there, of each agent; stages where some did, in their order."""
+        failures = [episode for episode in self.episodes if episode.outcome == FAILURE]
+        agents = range(len(self.protocol.drivers))
+        counts = {
+            stage: [sum(e.failed_at[agent] == stage for e in failures) for agent in agents] for stage in self.stages
+        }
+        return {stage: numbers for stage, numbers in counts.items() if any(numbers)}
+
+    @property
     def best_to_worst(self) -> list[EpisodeResult]:
         """The judged episodes: successes, the fastest first; then failures, those that came furthest first.
 
         How far a failure came is told by the agent that fell behind, then by all of them; after that by the seed.
         """
-        order = list(STAGES)
+        order = self.stages
 
         def place(episode: EpisodeResult) -> tuple[Any, ...]:
             if episode.is_success:
@@ -239,18 +255,9 @@ class Evaluation:
             "failed_in_phases": dict(
                 Counter(", ".join(e.phases) for e in judged if e.outcome == FAILURE and e.phases).most_common()
             ),
-            "failed_at": failed_at(judged, len(self.protocol.drivers)),
+            "failed_at": self.failed_at,
             "crashed_because": dict(Counter(e.reason for e in self.episodes if not e.is_judged).most_common()),
         }
-
-
-def failed_at(episodes: Sequence[EpisodeResult], num_agents: int) -> dict[str, list[int]]:
-    """Stage -> how many failures ended there, of each agent; stages where some did, in the order of the task."""
-    failures = [episode for episode in episodes if episode.outcome == FAILURE]
-    counts = {
-        stage: [sum(e.failed_at[agent] == stage for e in failures) for agent in range(num_agents)] for stage in STAGES
-    }
-    return {stage: numbers for stage, numbers in counts.items() if any(numbers)}
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -383,9 +390,12 @@ def _require_consistent(evaluation: Evaluation, directory: Path) -> None:
     for before, after in pairwise(seeds):
         if before >= after:
             wrong = wrong or f"seed {after} comes after {before}; each is there once, in order"
+    stages = evaluation.stages
     for episode in evaluation.episodes:
         if episode.outcome == FAILURE and len(episode.failed_at) != len(protocol.drivers):
             wrong = wrong or f"the failure of seed {episode.seed} does not say of each agent where it failed"
+        if unknown := [stage for stage in episode.failed_at if stage not in stages]:
+            wrong = wrong or f"seed {episode.seed} failed at {unknown[0]!r}, which is none of {', '.join(stages)}"
     if wrong:
         raise UserError(f"{directory}: {wrong}; evaluate again")
 

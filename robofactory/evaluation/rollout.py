@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw, ImageFont
 from robofactory.config import SceneConfig
 from robofactory.evaluation import ablations
 from robofactory.evaluation.ablations import Ablation
-from robofactory.evaluation.failures import Progress, in_words
 from robofactory.evaluation.results import FAILURE, SUCCESS, VIDEOS, EpisodeResult
 from robofactory.shapes import Action, Observation
+from robofactory.sim.task import find_task
 
 EXPERT = "expert"
-NO_MEASURE = ("success", "success_robofactory", "elapsed_steps", "reached", "lifted", "level")  # told in other words
+NO_MEASURE = ("success", "success_robofactory", "elapsed_steps")  # told in other words
 TILE_HEIGHT = 192  # px in a video; smaller camera images are enlarged to about this, by a whole factor
 BAR, GAP = 18, 4  # px: height of a label, space between tiles
 BACKGROUND, TEXT = (24, 26, 31), (226, 230, 236)
@@ -104,7 +104,8 @@ class Episode:
         self.info: dict[str, Any] = {}
         self.steps, self.has_succeeded, self.has_succeeded_robofactory = 0, False, False
         self.policy_seconds, self.policy_calls, self.num_passes = 0.0, 0, 0
-        self.progress, self.digest = Progress(len(names)), hashlib.sha256()
+        self.task = find_task(plan.scene.task)
+        self.progress, self.digest = self.task.progress(len(names)), hashlib.sha256()
 
     def __enter__(self) -> "Episode":
         return self
@@ -172,8 +173,8 @@ class Episode:
             success_robofactory=self.has_succeeded_robofactory,
             phases=phases,
             failed_at=failed_at,
-            reason=None if self.has_succeeded else in_words(failed_at),
-            measures=_measures(self.info),
+            reason=None if self.has_succeeded else self.task.blame(failed_at),
+            measures=_measures(self.info, (*NO_MEASURE, *self.task.flags)),
             policy_ms=round(1000 * self.policy_seconds / calls, 2) if calls else None,
             passes_per_action=round(self.num_passes / calls, 3) if calls else None,
             digest=self.digest.hexdigest(),
@@ -197,12 +198,12 @@ def video_name(seed: int) -> str:
     return f"{VIDEOS}/seed_{seed}.mp4"
 
 
-def _measures(info: dict[str, Any]) -> dict[str, float]:
+def _measures(info: dict[str, Any], omitted: Sequence[str]) -> dict[str, float]:
     """The finite numbers of the task's `evaluate`; one for each agent where there are as many (`held_0`, `held_1`)."""
     measures: dict[str, float] = {}
     for key, value in info.items():
         numbers = np.asarray(value).reshape(-1)
-        if key not in NO_MEASURE and numbers.dtype.kind in "fiub":
+        if key not in omitted and numbers.dtype.kind in "fiub":
             names = [key] if len(numbers) == 1 else [f"{key}_{index}" for index in range(len(numbers))]
             measures |= {n: round(float(x), 5) for n, x in zip(names, numbers, strict=True) if math.isfinite(x)}
     return measures

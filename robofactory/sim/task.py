@@ -6,7 +6,7 @@ A task is a folder below `robofactory/sim/tasks/`, or a package that names its `
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -82,6 +82,10 @@ class Task:
     secondary: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     disturbances: Disturbances = Disturbances()
+
+    def blame(self, failed_at: Sequence[str]) -> str:
+        """Who failed where, in words: "agent 0 never held it, agent 1 dropped it"."""
+        return ", ".join(f"agent {k} {self.stages[at]}" for k, at in enumerate(failed_at) if at != DID_ITS_PART)
 
     def make_environment_class(self) -> Any:
         return pkgutil.resolve_name(self.environment)

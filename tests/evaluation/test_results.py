@@ -10,8 +10,8 @@ from worker_samples import sample_episode
 
 from robofactory.errors import UserError
 from robofactory.evaluation import results
-from robofactory.evaluation.failures import DID_ITS_PART, LIFTED_TOO_LITTLE, NEVER_HELD, NEVER_REACHED
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, episodes_enough, wilson_interval
+from robofactory.sim.tasks.lift_barrier.stages import DID_ITS_PART, LIFTED_TOO_LITTLE, NEVER_HELD, NEVER_REACHED
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robofactory.errors import UserError
-from robofactory.evaluation.failures import DID_ITS_PART, NEVER_HELD
 from robofactory.evaluation.results import CRASH, FAILURE, SUCCESS, TIME_OUT, EpisodeResult
 from robofactory.evaluation.workers import lost
+from robofactory.sim.tasks.lift_barrier.stages import DID_ITS_PART, NEVER_HELD
 
 if TYPE_CHECKING:
     from robofactory.evaluation.parallel import Round

@@ -1,10 +1,11 @@
 import pytest
 
-from robofactory.evaluation.failures import Progress, in_words
+from robofactory.sim.task import find_task
+from robofactory.sim.tasks.lift_barrier.stages import LiftBarrierProgress
 
 
 def failed_at(*steps: dict[str, list[int]]) -> list[str]:
-    progress = Progress(2)
+    progress = LiftBarrierProgress(2)
     for step in steps:
         progress.see({"reached": [0, 0], "held": [0, 0], "lifted": [0, 0], "level": [1]} | step)
     return progress.failed_at()
@@ -30,5 +31,5 @@ def test_each_agent_fails_at_the_stage_it_did_not_get_beyond(steps, expected):
 
 
 def test_the_reason_names_those_who_did_not_do_their_part():
-    assert in_words(["never held", "dropped"]) == "agent 0 never held it, agent 1 dropped it"
-    assert in_words(["did its part", "lifted too little"]) == "agent 1 lifted it too little"
+    assert find_task("LiftBarrier-rf").blame(["never held", "dropped"]) == "agent 0 never held it, agent 1 dropped it"
+    assert find_task("LiftBarrier-rf").blame(["did its part", "lifted too little"]) == "agent 1 lifted it too little"
