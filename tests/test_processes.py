@@ -1,6 +1,5 @@
 """Processes that work for this one: they end with it, it is known how they ended, and none waits for ever."""
 
-import faulthandler
 import multiprocessing
 import os
 import signal
