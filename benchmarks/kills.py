@@ -139,7 +139,7 @@ def kill_and_repeat(stage: Stage, name: str, directory: Path, num_kills: int, se
             os.kill(victim, signal.SIGKILL)
         code, said = end_of(process)
         problems += [f"kill {kill}: process {pid} was left" for pid in survivors(children)]
-        if code != 0:  # it had not ended before
+        if code != 0 or differences(stage.outcome(place), undisturbed):  # else it had ended before
             code, said = end_of(launch(stage, place))
         if code != 0:
             problems.append(f"kill {kill}: the same command then failed: {said}")

@@ -3,6 +3,7 @@
 What is large travels through memory of its own, not through `/dev/shm`, of which a container may have next to nothing.
 """
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -101,9 +102,7 @@ def _end(process: Any) -> None:
 
 def _begin(parent: int, pipe: Connection, task: Any) -> None:
     end_with(parent)
-    if isinstance(
-        task, bytes
-    ):  # spawned: locks that libraries make are to be nameless, so that nobody has to remove them
+    if isinstance(task, bytes):  # spawned: locks that libraries make are then nameless, and nobody has to remove them
         multiprocessing.set_start_method("fork", force=True)
     work, arguments = pickle.loads(task) if isinstance(task, bytes) else task
     work(pipe, *arguments)
@@ -164,7 +163,7 @@ class Pool:
             most: how many there may be at a time that are begun and not handed out yet; twice what the processes have
                 in hand anyway.
         Raises:
-            UserError: what one of the processes raised.
+            UserError: what a task raised, once those before it are handed out.
             Lost: one of them died, or took too long.
         """
         source, has_more, next_out, done = iter(tasks), True, self._given, {}
@@ -178,7 +177,10 @@ class Pool:
                     except StopIteration:
                         has_more = False
                 if next_out in done:
-                    yield done.pop(next_out)
+                    result = done.pop(next_out)
+                    if isinstance(result, UserError):  # in its turn: what comes before it is not lost
+                        raise result
+                    yield result
                     next_out += 1
                 elif next_out < self._given or (has_more and most() >= 1):  # busy with what was left half way
                     done |= {number: result for number, result in self._receive() if number >= next_out}
@@ -232,19 +234,15 @@ class _Worker(Child):
         if not self.tasks:
             self.heard = time.monotonic()
         self.tasks[number] = task
-        try:
+        with contextlib.suppress(ConnectionError):  # it has ended: `receive` will say why
             self.pipe.send(task)
-        except ConnectionError:
-            raise Lost(self.task, self.how_it_ended()) from None
 
     def receive(self) -> tuple[int, Any]:
         self.heard = time.monotonic()
         try:
-            error, result = _receive(self.pipe)
+            result = _receive(self.pipe)
         except (EOFError, ConnectionError):
             raise Lost(self.task, self.how_it_ended()) from None
-        if error is not None:
-            raise UserError(error)
         number = next(iter(self.tasks))
         del self.tasks[number]
         return number, result
@@ -252,20 +250,22 @@ class _Worker(Child):
 
 def _serve(pipe: Connection, setup: Callable[[], Callable[[Any], Any]]) -> None:
     """The life of a pool's process. What no user can mend ends it with its traceback."""
-    try:
-        work = setup()
-        while True:
-            try:
-                task = pipe.recv()
-            except EOFError:  # the parent is gone
-                return
-            _send(pipe, (None, work(task)))
-    except UserError as error:
-        _send(pipe, (str(error), None))
-    except OSError as error:
-        if (line := explained(error)) is None:
-            raise
-        _send(pipe, (line, None))
+    work = None
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:  # the parent is gone
+            return
+        try:
+            work = work or setup()
+            result = work(task)
+        except UserError as error:
+            result = UserError(str(error))
+        except OSError as error:
+            if (line := explained(error)) is None:
+                raise
+            result = UserError(line)
+        _send(pipe, result)
 
 
 def _send(pipe: Connection, content: Any) -> None:

@@ -46,7 +46,7 @@ def change(directory: Path, file: str, *keys: object, to: object) -> None:
         ("episodes.json", (1, "seed"), 10000, "seed 10000 comes after 10000; each is there once, in order"),
         ("episodes.json", (1, "seed"), True, "key '1.seed' is true; needed: a valid integer"),
         ("episodes.json", (1, "failed_at"), [], "seed 10001 does not say of each agent where it failed"),
-        ("episodes.json", (1, "failed_at"), ["never held", "elsewhere"], "key '1.failed_at.1' is \"elsewhere\"; needed: one of"),
+        ("episodes.json", (1, "failed_at"), ["never held", "elsewhere"], "seed 10001 failed at 'elsewhere', which is none of never reached, "),
         ("episodes.json", (1, "seconds"), float("nan"), "key '1.seconds' is NaN; needed: a finite number"),
         ("episodes.json", (1, "seconds"), 1e300, "needed: less than or equal to 1000000000000"),
         ("episodes.json", (1, "measures"), {"tilt_deg": "much"}, "key '1.measures.tilt_deg' is \"much\"; needed: a valid number"),
