@@ -48,15 +48,17 @@ def say() -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """While a library is imported, there is nothing to lose, and many swallow a KeyboardInterrupt or abort at it. Who
-    presses Ctrl-C again while the first one is handled does not want to wait."""
-    if "interrupted" in _told or _is_importing(frame):
+    """While a library is imported or the command line is read, there is nothing to lose, and many libraries swallow a
+    KeyboardInterrupt or abort at it. Who presses Ctrl-C again while the first one is handled does not want to wait."""
+    if "interrupted" in _told or _is_beginning(frame):
         leave()
     _told.append("interrupted")
     raise KeyboardInterrupt
 
 
-def _is_importing(frame: Any) -> bool:
+def _is_beginning(frame: Any) -> bool:
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.endswith(f"{os.sep}argparse.py"):
+            return True
         frame = frame.f_back
     return frame is not None

@@ -151,6 +151,7 @@ class Pool:
             method: as of `Child`.
             in_hand: tasks that a process has at most, so that it need not wait for the next.
         """
+        assert num_workers > 0, num_workers
         self._setup, self._num_workers, self._method = setup, num_workers, method
         self._time_limit_s, self._in_hand = time_limit_s, in_hand
         self._workers: list[_Worker] = []

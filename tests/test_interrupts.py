@@ -35,9 +35,10 @@ def wait_for(process: subprocess.Popen[bytes], word: bytes) -> bytes:
     assert process.stderr is not None
     seen, until = b"", time.monotonic() + SECONDS
     while word not in seen and time.monotonic() < until:
-        if select.select([process.stderr], [], [], 1.0)[0] and not (more := os.read(process.stderr.fileno(), 1 << 16)):
-            break
-        seen += more
+        if select.select([process.stderr], [], [], 1.0)[0]:
+            if not (more := os.read(process.stderr.fileno(), 1 << 16)):
+                break
+            seen += more
     assert word in seen, seen[-500:]
     return seen
 

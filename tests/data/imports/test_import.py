@@ -292,3 +292,14 @@ def test_a_source_is_found_as_in_a_shell(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             find_source(given, "zarr")
+
+
+def test_an_import_that_was_killed_before_its_end_is_finished_though_no_episode_is_missing(run_import, tmp_path):
+    """With processes to read episodes and none left to read it ended in a traceback."""
+    source = write(tmp_path / "demo.zarr")
+    run_import("zarr", source, *WORDS)
+    (info,) = tmp_path.rglob("meta/info.json")
+    content = info.read_bytes()
+    info.unlink()
+    run_import("zarr", source, *WORDS, "--workers", "2")
+    assert info.read_bytes() == content
