@@ -8,9 +8,9 @@ from robofactory.errors import UserError, did_you_mean, run_command
 STAGES = {
     "record": ("robofactory.demos.record", "expert demonstrations in simulation, one dataset for each agent"),
     "import": ("robofactory.data.imports", "your own data: RoboFactory, ManiSkill, LeRobot, RLDS"),
+    "inspect": ("robofactory.data.inspect", "what a dataset holds, and what is wrong with it"),
     "summary": ("robofactory.model.summary", "parameters and tokens of the 7B, without its weights"),
     "memory": ("robofactory.training.memory", "predict the GPU memory of training, propose what fits a card"),
-    "inspect": ("robofactory.data.inspect", "what a dataset holds, and what is wrong with it"),
     "train": ("robofactory.training.train", "train a policy on the demonstrations of one agent, or of each"),
     "evaluate": (
         "robofactory.evaluation.evaluate",

@@ -133,7 +133,7 @@ class TrainingConfig:
     warmup_ratio: Share = 0.03  # of all optimizer steps
     max_grad_norm: PositiveFloat = 1.0
     soft_target_sigma_bins: AtLeastZero = 0.0  # > 0: cross-entropy against a Gaussian over neighbouring bins
-    num_recomputed_layers: CountInt | None = None  # first language layers that keep their input alone and compute their
+    num_recomputed_layers: CountInt | None = None  # first language layers that keep only their input and compute their
     # activations again in the backward pass: half again the work, a fraction of the memory. None: all of them
     parallel: Literal["ddp", "fsdp"] = "ddp"  # what several processes do with the weights, each all of them or a part
     auto_batch: bool = False  # out of memory: halve dataloader.batch_size, double gradient_accumulate_every
@@ -176,8 +176,8 @@ class RelabelConfig:
     labelled by the expert with what it would have done (DAgger)."""
 
     num_rounds: PositiveInt = 1
-    num_episodes: Annotated[int, Within(f"[1, {SEEDS_A_ROUND}]")] = 60  # a round
-    num_epochs: PositiveInt = 2  # a round, over the demonstrations and everything relabelled so far
+    num_episodes: Annotated[int, Within(f"[1, {SEEDS_A_ROUND}]")] = 60  # per round
+    num_epochs: PositiveInt = 2  # per round, over the demonstrations and everything relabelled so far
     learning_rate: PositiveFloat = 5.0e-4
 
 
@@ -239,7 +239,7 @@ class LampConfig:
 
 @dataclass(frozen=True)
 class LightingConfig:
-    """RoboFactory's light; without shadows, they cost three times."""
+    """RoboFactory's light, but without its shadows, with which rendering costs three times as much."""
 
     ambient_rgb: Vector = field(default_factory=lambda: [0.4, 0.4, 0.4])
     lamps: list[LampConfig] = field(

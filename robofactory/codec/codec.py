@@ -292,7 +292,7 @@ class Codec:
         width = max(9, *map(len, names))
         bins, count = self.action_tokens.num_bins, statistics.count
         lines = [
-            f"actions: {bins} bins a dimension, {statistics.method} of {count} steps; rad, or passed through",
+            f"actions: {bins} bins per dimension, {statistics.method} of {count} steps; rad, or passed through",
             f"{'dimension':<{width}} {'min':>9} {'max':>9} {'range':>9} {'half bin':>9} {'worst':>9} {'clipped':>8}",
         ]
         for at, name in enumerate(names):

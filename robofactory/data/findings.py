@@ -354,6 +354,6 @@ KINDS = {
     "not_radians": Kind(WARNING, _not_radians, "convert degrees to radians; what executes the actions expects them"),
     "short_episodes": Kind(WARNING, _short_episodes, "drop recordings that were broken off"),
     "action_is_next_state": Kind(NOTE, _action_is_next_state, "these are no commands: an arm that lags behind its target will fall short of them"),
-    "constant_dimension": Kind(NOTE, _constant_dimension, "nothing to do if it is meant to rest; it costs a token an action"),
+    "constant_dimension": Kind(NOTE, _constant_dimension, "nothing to do if it is meant to rest; it costs one token per action"),
     "instruction_variants": Kind(NOTE, _instruction_variants, "write the same task in the same words, unless that is meant as variety"),
 }  # fmt: skip

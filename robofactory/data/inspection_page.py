@@ -52,7 +52,6 @@ def as_page(facts: Survey, found: Sequence[Finding]) -> str:
         found=found,
         action_heads=_action_headings(),
         actions=_action_rows(facts),
-        num_bins=BINS.num_bins,
         drawn=DRAWN,
         actions_drawn=draw_actions(facts),
         state=_range_rows(facts.state),
@@ -74,9 +73,9 @@ def _contents(facts: Survey) -> str:
     lengths, d = [episode.length for episode in facts.episodes], facts.description
     still = sum(episode.still for episode in facts.episodes) / facts.num_frames
     return (
-        f"{len(lengths)} episodes, {facts.num_frames} frames ({min(lengths)} to {max(lengths)} an episode, median "
+        f"{len(lengths)} episodes, {facts.num_frames} frames ({min(lengths)} to {max(lengths)} per episode, median "
         f"{np.median(lengths):.0f}) at {d.fps} fps, {facts.num_frames / d.fps / 60:.1f} minutes; {d.robot_type}, agent "
-        f"{d.agent_id}, driven by {d.driver}; idle {still:.1%}; {_gripper_in_words(facts)}"
+        f"{d.agent_id}, source: {d.driver}; idle {still:.1%}; {_gripper_in_words(facts)}"
     )
 
 
@@ -86,7 +85,7 @@ def _gripper_in_words(facts: Survey) -> str:
         values = facts.actions.sample[:, at]
         kinds = len(np.unique(values))
         closed = f"{(values < 0).mean():.0%} of the frames close it"
-        words.append(f"{facts.actions.names[at]} in [{values.min():g}, {values.max():g}], {'two-valued' if kinds == 2 else f'{kinds} values'}, {closed}")  # fmt: skip
+        words.append(f"{facts.actions.names[at]} in [{values.min():g}, {values.max():g}], {'1 value' if kinds == 1 else 'two-valued' if kinds == 2 else f'{kinds} values'}, {closed}")  # fmt: skip
     return "; ".join(words) or "no gripper"
 
 

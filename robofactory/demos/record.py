@@ -311,10 +311,10 @@ def summary(directories: Sequence[Path], progress: "Progress") -> str:
         assert starts[-1] + lengths[-1] == reader.num_frames
         lines.append(
             f"{directory}: {reader.num_episodes} episodes ({perturbed} perturbed), {dropped} seeds dropped, "
-            f"{lengths.mean():.1f} steps an episode ({lengths.min()} to {lengths.max()}), {megabytes:.1f} MB"
+            f"{lengths.mean():.1f} steps per episode ({lengths.min()} to {lengths.max()}), {megabytes:.1f} MB"
         )
     if progress.recorded:
-        lines.append(f"{progress.recorded} episodes in {progress.seconds:.0f} s, {progress.pace:.2f} s an episode")
+        lines.append(f"{progress.recorded} episodes in {progress.seconds:.0f} s, {progress.pace:.2f} s per episode")
     return "\n".join(lines)
 
 

@@ -53,8 +53,8 @@ ablations, each played on the same seeds as the unchanged evaluation (without =V
   blackout=VIEW  freeze=VIEW       pictures of a camera all black; or always the first of the episode
   instruction='open the drawer'    other words
   action_noise_rad=0.02            standard deviation of white noise on the joint targets of the policies
-  action_delay_steps=2             the policies' actions are executed so many steps late
-  light=0.5  lamp_turn_deg=90      all light so many times as strong; lamps turned about the vertical
+  action_delay_steps=2             the policies' actions are executed this many steps late
+  light=0.5  lamp_turn_deg=90      all light this many times as strong; lamps turned about the vertical
   camera_shift_m=0.02  camera_turn_deg=2    each camera by so much, in a random direction in every episode
 
 Any key of the scene may be overridden, for instance success.max_tilt_deg=5. What cameras see is as the policy was
@@ -90,7 +90,7 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
     add(
         "--episodes",
         type=read.whole(1, 1_000_000),
-        help="how many, one a seed (default: 50; with --until the most that could be needed)",
+        help="how many, one per seed (default: 50; with --until the most that could be needed)",
     )
     add(
         "--until",
@@ -119,13 +119,13 @@ trained (cameras, lighting, visual_detail, shader, meshes), but for what is over
         type=read.number(Within("(0, 1e6]")),
         default=600.0,
         metavar="SECONDS",
-        help="a process that hangs for so long is killed, and its episode has timed out (default: 600)",
+        help="a process that hangs for this long is killed, and its episode has timed out (default: 600)",
     )
-    add("--workers", type=read.whole(1, read.MOST_WORKERS), help="processes that simulate (default: one a core)")
+    add("--workers", type=read.whole(1, read.MOST_WORKERS), help="processes that simulate (default: one for each core)")
     add(
         "--batch",
         type=read.whole(1, 10_000),
-        help="so many episodes make one batch for the policies; on the CPU, as many others are simulated meanwhile (default: 4; "
+        help="episodes in one batch for the policies; on the CPU, as many others are simulated meanwhile (default: 4; "
         "8 on a GPU)",
     )
     add(

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from robofactory import documents, files
 from robofactory.config import PACKAGE
 from robofactory.documents import Count, Document, PositiveCount
-from robofactory.errors import UserError
+from robofactory.errors import UserError, shown
 from robofactory.files import write_atomically
 from robofactory.sim.task import tasks
 
@@ -353,7 +353,10 @@ def load(directory: Path) -> Evaluation:
     summary, episodes = directory / SUMMARY, directory / EPISODES
     for path in (summary, episodes):
         if not path.exists():
-            raise UserError(f"no {path.name} in {directory}; it holds no evaluation")
+            below = ", ".join(sorted(found.parent.name for found in directory.glob(f"[!.]*/{SUMMARY}")))
+            raise UserError(
+                f"no {path.name} in {directory}; it holds no evaluation{below and f', but these do: {shown(below)}'}"
+            )
     text, listed = (files.read_text(path, documents.MAX_BYTES, AGAIN) for path in (summary, episodes))
     head = documents.parse_json(text, _Summary, str(summary), AGAIN)
     if head.format_version != FORMAT_VERSION:

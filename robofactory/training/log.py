@@ -276,6 +276,8 @@ def draw_open_loop(picture: Path, curves: OpenLoop) -> None:
         ax.plot(curves.steps, curves.predicted[:, k], color="tab:blue", lw=1.2, marker=".", ms=3, label="predicted")
         ax.set(title=brief(name, 36), xlabel="step of the episode", ylabel="rad" if curves.is_joint[k] else "gripper")
         ax.grid(alpha=0.3)
+    for ax in axes.flat[len(names) :]:  # of an odd number of joints the last one
+        ax.axis("off")
     axes[0, 0].legend(frameon=False)
     figure.suptitle(f"held-out episode {curves.episode}: each action predicted from the recorded observation")
     plots.save(figure, picture)

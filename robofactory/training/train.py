@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import glob
 import os
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ Demonstrations are recorded first when there are none.""",
     )
     parser.add_argument("--recipe", default="robot_openvla", help="model and training: a name in robofactory/configs or a .yaml file (default: robot_openvla, the 7B)")  # fmt: skip
     parser.add_argument("--config", type=arguments.path, help="scene of the task, .yaml (default: the task's own)")
-    parser.add_argument("--gpus", type=arguments.whole(1), default=1, help="processes, one a GPU (default: 1); on several machines, see docs/slurm.sh")  # fmt: skip
+    parser.add_argument("--gpus", type=arguments.whole(1), default=1, help="processes, one for each GPU (default: 1); on several machines, see docs/slurm.sh")  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run's latest checkpoint, if there is one"
     )
@@ -127,7 +128,7 @@ def require_hardware(recipe: RecipeConfig, num_gpus: int = 1) -> None:
 
     has_gpu = torch.cuda.is_available()
     if has_gpu and num_gpus > torch.cuda.device_count():
-        raise UserError(f"--gpus {num_gpus}: this machine has {torch.cuda.device_count()}; one process a GPU")
+        raise UserError(f"--gpus {num_gpus}: this machine has {torch.cuda.device_count()}; one process for each GPU")
     m = recipe.model
     if m.architecture is not None:
         return
@@ -149,8 +150,13 @@ def require_task(task: str, scene_path: Path | None, agent_id: int, num_episodes
     try:
         scene = load_task_scene(task, scene_path)
     except UserError as error:
-        own = f"; a dataset of your own would be in {dataset_dir(task, agent_id, num_episodes)}"
-        raise UserError(f"{error}{'' if scene_path else own}") from None
+        own = dataset_dir(task, agent_id, num_episodes)
+        others = sorted(
+            path.parent.parent.name for path in own.parent.glob(f"{glob.escape(task)}_Agent*_*/meta/info.json")
+        )
+        there = f"; there are {', '.join(others)}, see --agent_id and data.num_episodes" if others else ""
+        line = f"{error}; a dataset of your own would be in {own}{there}"
+        raise UserError(str(error) if scene_path else line) from None
     require_agent(scene, agent_id)
 
 

@@ -39,7 +39,7 @@ def sound(tmp_path):
 def test_the_report_of_a_sound_dataset_is_beside_it_and_the_exit_code_is_0(sound, monkeypatch, capsys):
     assert inspect(monkeypatch, sound) == 0
     text = capsys.readouterr().out
-    assert "6 episodes, 240 frames (40 to 40 an episode, median 40) at 20 fps, 0.2 minutes" in text
+    assert "6 episodes, 240 frames (40 to 40 per episode, median 40) at 20 fps, 0.2 minutes" in text
     assert '6 x "lift the barrier"' in text and "0 errors, 0 warnings, 0 notes" in text
     assert "side 32x24, overhead 32x24, wrist 32x24" in text and str(sound / "inspection.html") in text
 

@@ -93,6 +93,13 @@ def test_a_task_that_nobody_knows_needs_data(home, monkeypatch):
         command(monkeypatch, "--task", "Kitchen")
 
 
+def test_data_of_another_number_of_episodes_is_named(home, monkeypatch):
+    """`data.num_episodes` was forgotten: the line said that there was no such task, and not that its data was there."""
+    write_dataset(home / "data" / "Kitchen_Agent0_2")
+    with pytest.raises(UserError, match=r"Kitchen_Agent0_6; there are Kitchen_Agent0_2, see .*data\.num_episodes"):
+        command(monkeypatch, "--task", "Kitchen")
+
+
 # ----------------------------------------------------------------------------------------------------- several datasets
 
 

@@ -1,4 +1,4 @@
-"""Your own data: a dataset in a foreign format becomes one of ours, for one agent."""
+"""Your own data: a dataset in another format becomes one of this project's, for one agent."""
 
 import argparse
 import contextlib
@@ -49,14 +49,12 @@ out. Interrupted, even killed, the same command continues.""",
         "--task",
         type=arguments.name,
         required=True,
-        help="the task that our dataset is for, for instance LiftBarrier-rf",
+        help="task of the new dataset, for instance LiftBarrier-rf, or a name of your own",
     )
-    add(
-        "--agent_id", type=arguments.whole(0), default=0, help="of the agent whose part is taken (default: %(default)s)"
-    )
+    add("--agent_id", type=arguments.whole(0), default=0, help="agent whose part is taken (default: %(default)s)")
     add("--num", type=arguments.whole(1), help="how many episodes, from the first on (default: all)")
     add("--skip", nargs="+", action="extend", default=[], type=arguments.whole(0), metavar="EPISODE", help="episodes to leave out, by SOURCE's own numbers")  # fmt: skip
-    add("--camera", nargs="+", action="extend", metavar="VIEW=NAME", help="our view and the camera it is taken from (default: all, RoboFactory's as side, overhead and wrist)")  # fmt: skip
+    add("--camera", nargs="+", action="extend", metavar="VIEW=NAME", help="name of the view, and the source's camera that it is taken from (default: all, RoboFactory's as side, overhead and wrist)")  # fmt: skip
     add("--action_key", nargs="+", metavar="NAME", help="the actions; several are joined (default: the format's)")
     add("--proprio_key", nargs="+", metavar="NAME", help="what was measured, as --action_key; none: go without")
     add("--instruction_key", metavar="NAME", help="rlds: the text that is the instruction")

@@ -127,7 +127,7 @@ def episodes(source: Source, ids: Sequence[int], workers: int) -> Iterator[Episo
         UserError: an episode is broken or unlike the first; a process died or hangs.
     """
     read = partial(read_episode, source)
-    if min(workers, len(ids)) == 0:
+    if workers == 0 or not ids:  # of a finished import none are left
         yield from map(_warned, map(read, ids))
         return
     pool = Pool(partial(_reader, read), min(workers, len(ids)), SECONDS_OF_AN_EPISODE)

@@ -80,11 +80,13 @@ def test_a_killed_import_goes_on_and_leaves_no_process(run_import, tmp_path):
     assert workers and not any(is_running(pid) for pid in workers)
 
 
-def test_a_finished_import_is_left_alone(run_import, tmp_path):
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_finished_import_is_left_alone(run_import, tmp_path, workers):
+    """With processes, the same command ended in a traceback: there was nothing left for a pool of none to wait for."""
     source = write(tmp_path / "demo.zarr", state=MEASURED)
     directory = run_import("zarr", source, *WORDS).directory
     before = {path: path.stat().st_mtime_ns for path in directory.glob("**/*")}
-    run_import("zarr", source, *WORDS)
+    run_import("zarr", source, *WORDS, "--workers", workers)
     assert {path: path.stat().st_mtime_ns for path in directory.glob("**/*")} == before
 
 
