@@ -119,13 +119,15 @@ def read_text(path: Path, max_bytes: int, advice: str = "") -> str:
 def owned(directory: Path) -> Iterator[None]:
     """Hold a directory for writing; what a killed process of this machine held is free again.
 
-    The lock is a file beside the directory, `.{name}.lock`, with the owner's process and machine in it.
+    The lock is a file beside the directory, `.{name}.lock`, with the owner's process and machine in it. Where a link
+    leads to the directory it is beside what the link leads to, so that all of its names have one lock.
 
     Raises:
         UserError: another process holds it; the line says which.
     """
-    path = directory.parent / f".{directory.name}.lock"
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    real = directory.resolve()
+    path = real.parent / f".{real.name}.lock"
+    real.parent.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLock(path, timeout=LOCK_SECONDS)
     try:
         lock.acquire()

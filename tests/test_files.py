@@ -95,6 +95,17 @@ def test_a_directory_has_one_writer_and_a_killed_one_is_gone(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_has_one_writer_whatever_it_is_called(tmp_path):
+    real, link = tmp_path / "disk" / "run", tmp_path / "home" / "link"
+    for directory in (real, link.parent):
+        directory.mkdir(parents=True)
+    link.symlink_to(real)
+    held = pytest.raises(UserError, match=rf"{link} is being written by process {os.getpid()} on")
+    with files.owned(real), held, files.owned(link):
+        pass
+    assert [*real.parent.iterdir(), *link.parent.iterdir()] == [real, link]
+
+
 def test_only_what_a_killed_write_of_this_file_left_is_removed(tmp_path):
     for name in ("summary.json.123.tmp", "summary.json.old.tmp", "summary.json", "other.json.123.tmp"):
         (tmp_path / name).touch()
