@@ -72,7 +72,8 @@ def require_regular(path: Path, advice: str = "") -> Path:
 def inside(directory: Path, name: str, source: Path | str, advice: str = "") -> Path:
     """The regular file that a text found in a file names, below the directory that the text belongs to.
 
-    Links may lead anywhere below that directory. In a snapshot of the hub's cache they lead into `blobs` beside it.
+    Links may lead anywhere below that directory. In a snapshot of the hub's cache, and in a directory of one, they lead
+    into `blobs` beside it.
 
     Args:
         source: the file that names it, for the message.
@@ -80,8 +81,8 @@ def inside(directory: Path, name: str, source: Path | str, advice: str = "") -> 
         UserError: it is absolute, leads out of the directory, or is no regular file (see `require_regular`).
     """
     root = directory.resolve()
-    is_snapshot = root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir()
-    allowed = [root, root.parent.parent / "blobs"] if is_snapshot else [root]
+    snapshots = [parent for parent in root.parents if parent.name == "snapshots"]
+    allowed = [root, *(blobs for parent in snapshots if (blobs := parent.parent / "blobs").is_dir())]
     parts = Path(name).parts
     path = directory / name
     try:
@@ -89,7 +90,9 @@ def inside(directory: Path, name: str, source: Path | str, advice: str = "") -> 
     except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a loop of links
         leads_out = True
     if leads_out or not parts:
-        raise UserError(f"{source} names {name[:200]!r}, which is not below {directory}; it is refused")
+        is_link = parts and ".." not in parts and not Path(name).is_absolute()
+        advice = "; a link leads elsewhere, put the file itself there" if is_link else ""
+        raise UserError(f"{source} names {name[:200]!r}, which is not below {directory}; it is refused{advice}")
     return require_regular(path, advice)
 
 
@@ -116,13 +119,15 @@ def read_text(path: Path, max_bytes: int, advice: str = "") -> str:
 def owned(directory: Path) -> Iterator[None]:
     """Hold a directory for writing; what a killed process of this machine held is free again.
 
-    The lock is a file beside the directory, `.{name}.lock`, with the owner's process and machine in it.
+    The lock is a file beside the directory, `.{name}.lock`, with the owner's process and machine in it. Where a link
+    leads to the directory it is beside what the link leads to, so that all of its names have one lock.
 
     Raises:
         UserError: another process holds it; the line says which.
     """
-    path = directory.parent / f".{directory.name}.lock"
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    real = directory.resolve()
+    path = real.parent / f".{real.name}.lock"
+    real.parent.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLock(path, timeout=LOCK_SECONDS)
     try:
         lock.acquire()

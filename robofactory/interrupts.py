@@ -1,5 +1,6 @@
 """Ctrl-C ends a command with one line and exit code 130, whatever it does at that moment. The standard library alone."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -62,3 +63,10 @@ def _is_beginning(frame: Any) -> bool:
             return True
         frame = frame.f_back
     return frame is not None
+
+
+@atexit.register
+def _rest() -> None:
+    """What comes after this, the last that is run at the end, only frees memory: Ctrl-C changes nothing any more."""
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -368,15 +368,16 @@ def _section(kind: Any, value: Any, key: str) -> Any:
 
 
 def _scalar(kind: Any, value: Any, key: str) -> Any:
-    """A truth value, number or text; a number may be in quotes, and digits may be text."""
+    """A truth value, number or text; a number may be in quotes, or written as 10_000, and digits may be text."""
     if kind is bool:
         if isinstance(value, int) and value in (0, 1):
             return bool(value)
         raise _wrong(key, f"{_shown(value)} is neither true nor false")
     if kind is str:
         return _text(str(value) if type(value) is int else value, key)
-    if isinstance(value, str) and re.fullmatch(INTEGER if kind is int else f"{INTEGER}|{FLOAT}", value):
-        value = int(value) if re.fullmatch(INTEGER, value) else float(value)
+    number = re.sub(r"(?<=[0-9])_(?=[0-9])", "", value) if isinstance(value, str) else ""
+    if re.fullmatch(INTEGER if kind is int else f"{INTEGER}|{FLOAT}", number):
+        value = int(number) if re.fullmatch(INTEGER, number) else float(number)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise _wrong(key, f"{_shown(value)} is no {'whole ' if kind is int else ''}number")
     if kind is float and not abs(value) <= sys.float_info.max:  # NaN is not either

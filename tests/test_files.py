@@ -52,6 +52,19 @@ def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):
     assert files.inside(snapshot, "info.json", "x").read_text() == "content"
 
 
+def test_links_of_a_directory_in_a_snapshot_of_the_hubs_cache_lead_to_its_blobs_and_no_further(tmp_path):
+    cache = tmp_path / "datasets--a--b"
+    (part := cache / "snapshots" / "0f" / "many" / "one").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "1234").write_text("content")
+    (cache / "secret").write_text("a local secret")
+    (part / "info.json").symlink_to("../../../../blobs/1234")
+    (part / "out.json").symlink_to("../../../../secret")
+    assert files.inside(part, "info.json", "x").read_text() == "content"
+    with pytest.raises(UserError, match="is refused; a link leads elsewhere, put the file itself there"):
+        files.inside(part, "out.json", "x")
+
+
 def test_a_pointer_of_git_lfs_says_how_to_get_the_content(dataset):
     (dataset / "p.parquet").write_bytes(files.LFS_POINTER + b"\noid sha256:00\nsize 82515\n")
     with pytest.raises(UserError, match=r"p\.parquet is a Git LFS pointer.*run git lfs pull"):
@@ -80,6 +93,17 @@ def test_a_directory_has_one_writer_and_a_killed_one_is_gone(tmp_path):
     with files.owned(place):
         assert not place.exists(), "a lock makes no directory"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_has_one_writer_whatever_it_is_called(tmp_path):
+    real, link = tmp_path / "disk" / "run", tmp_path / "home" / "link"
+    for directory in (real, link.parent):
+        directory.mkdir(parents=True)
+    link.symlink_to(real)
+    held = pytest.raises(UserError, match=rf"{link} is being written by process {os.getpid()} on")
+    with files.owned(real), held, files.owned(link):
+        pass
+    assert [*real.parent.iterdir(), *link.parent.iterdir()] == [real, link]
 
 
 def test_only_what_a_killed_write_of_this_file_left_is_removed(tmp_path):

@@ -76,6 +76,18 @@ def test_ctrl_c_at_work_cleans_up_first():
     assert ended(process) == (130, b"cleaned\n" + SAID)
 
 
+def test_ctrl_c_after_the_work_changes_nothing():
+    """It ended the process by the signal itself while the interpreter freed its memory, which takes a second with torch."""
+    process = script(
+        "class Freed:\n def __del__(self, write=os.write, sleep=time.sleep): write(2, b'done\\n'); sleep(1)\n"
+        "freed = Freed()  # the interpreter lets go of it at its end\n"
+        "def main(): pass"
+    )
+    seen = wait_for(process, b"done\n")
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (0, b"") and seen == b"done\n"
+
+
 def test_a_second_ctrl_c_does_not_wait():
     process = script(
         "def main():\n try: print('at work', file=sys.stderr, flush=True); time.sleep(60)\n"

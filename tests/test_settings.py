@@ -244,6 +244,12 @@ def test_numbers_may_be_in_quotes():
     assert read("ratio: 2").ratio == 2.0 and isinstance(read("ratio: 2").ratio, float)
 
 
+def test_digits_may_be_grouped_in_numbers_and_text_stays_as_it_is():
+    assert read("{ratio: 1_000.5, part: {size: 10_000}}") == read("{ratio: 1000.5, part: {size: 10000}}")
+    for text in ("_1", "1_", "1__0", "0_7"):
+        assert "is no whole number" in refusal(f"part: {{size: {text}}}")
+
+
 # ----------------------------------------------------------------------------------------------------------- overrides
 
 
