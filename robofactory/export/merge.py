@@ -56,6 +56,10 @@ def main() -> None:
 def require_paths(checkpoint: Path, output: Path, data: Path) -> None:
     """Raises UserError for what can be told before anything heavy is loaded."""
     if output.exists() or output.is_symlink():
+        from robofactory import files
+
+        with files.owned(output):  # what another process makes is said to be; a lock that a killed one left is freed
+            pass
         raise UserError(f"{output} exists; choose another directory, or move it away")
     parents = [each for each in output.absolute().parents if each.exists()]
     if not parents[0].is_dir() or not os.access(parents[0], os.W_OK):
@@ -75,8 +79,8 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
     """
     from robofactory import files
 
+    require_paths(checkpoint, output, data)
     with files.owned(output):
-        require_paths(checkpoint, output, data)
         return _merge(checkpoint, output, data, num_frames, device)
 
 
