@@ -81,6 +81,8 @@ def merge(checkpoint: Path, output: Path, data: Path, num_frames: int, device: s
 
     require_paths(checkpoint, output, data)
     with files.owned(output):
+        if output.exists():  # another process has just made it
+            raise UserError(f"{output} exists; choose another directory, or move it away")
         return _merge(checkpoint, output, data, num_frames, device)
 
 
