@@ -105,7 +105,10 @@ def not_finite_numbers(table, random, path):
     values, row = table[name].to_pylist(), random.randrange(len(table))
     bad = random.choice([float("nan"), float("inf"), -float("inf")])
     values[row] = bad if not isinstance(values[row], list) else [bad, *values[row][1:]]
-    return replaced(table, name, pa.array(values, table.schema.field(name).type)), f"{name}, row {row}: {bad}"
+    kind = table.schema.field(name).type
+    if pa.types.is_floating(kind):
+        values = [None if value is None else float(value) for value in values]
+    return replaced(table, name, pa.array(values, kind)), f"{name}, row {row}: {bad}"
 
 
 @of_table()
@@ -114,7 +117,10 @@ def other_numbers(table, random, path):
     values, row = table[name].to_pylist(), random.randrange(len(table))
     bad = random.choice([-1, 10**6, 2**62, 0, 999])
     values[row] = bad
-    return replaced(table, name, pa.array(values, table.schema.field(name).type)), f"{name}, row {row}: {bad}"
+    kind = table.schema.field(name).type
+    if pa.types.is_floating(kind):
+        values = [None if value is None else float(value) for value in values]
+    return replaced(table, name, pa.array(values, kind)), f"{name}, row {row}: {bad}"
 
 
 @of_table()
