@@ -216,7 +216,6 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("training.num_epochs=1e3", "training.num_epochs"),
         ("training.num_epochs=007", "training.num_epochs"),
         ("training.num_epochs=1:30", "training.num_epochs"),
-        ("training.num_epochs=1_000", "training.num_epochs"),
         ("training.learning_rate=yes", "training.learning_rate"),
         ("training.seed=-1", "training.seed"),
         ("training.seed=9223372036854775808", "training.seed"),

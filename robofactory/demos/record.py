@@ -190,7 +190,7 @@ def record(
                 raise UserError(f"{writer.directory} and {writers[0].directory} hold other seeds; delete one of them")
         progress = Progress(num_episodes, done)
         setup = partial(start_player, make_player or ExpertPlayer, scene, noise_share)
-        pool = processes.Pool(setup, min(workers, num_episodes - done), time_limit_s)
+        pool = processes.Pool(setup, max(1, min(workers, num_episodes - done)), time_limit_s)
         try:
             _append(writers, pool, seeds[-1] + 1 if seeds else first_seed, progress)
         except processes.Lost as lost:
