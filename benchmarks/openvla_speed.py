@@ -76,7 +76,7 @@ examples:
 
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA GPU; leave it away")
+        raise UserError("--device cuda: there is no CUDA GPU; omit it")
     torch.set_default_device(arguments.device)
     torch.manual_seed(0)
     sizes = SIZES[arguments.size]
